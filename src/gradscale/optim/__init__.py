@@ -1,0 +1,1 @@
+"""Optimizers: the one step loop, its state, and the named classes."""

@@ -1,0 +1,43 @@
+"""What a grouping saw and decided, in plain Python numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer in one grouping; the tuples have one entry per cluster, ascending by centroid.
+
+    Attributes:
+        name: name of the parameter, or its position where the optimizer was given no names.
+        numel: elements of the layer.
+        counts: elements per cluster.
+        centroids: mean momentum of each cluster; inf for a cluster without elements.
+        mda: median deviation of each cluster from the layer's mean momentum.
+        scales: learning-rate scale of each cluster from now on.
+    """
+
+    name: str
+    numel: int
+    counts: tuple[int, ...]
+    centroids: tuple[float, ...]
+    mda: tuple[float, ...]
+    scales: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class GroupingReport:
+    """One grouping.
+
+    Attributes:
+        step: training step at which it was made.
+        global_mda: typical deviation over the model that the layers were compared with.
+        layers: the layers that were grouped.
+        waiting: names of layers whose momentum holds inf or NaN; they keep their labels and scales.
+    """
+
+    step: int
+    global_mda: float
+    layers: tuple[LayerReport, ...]
+    waiting: tuple[str, ...]

@@ -1,0 +1,97 @@
+"""The two seams of the step loop: a base rule and a scaler, each bound to an optimizer's state and options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradscale.optim.report import GroupingReport
+from gradscale.options import Option
+
+State = dict[str, Any]
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One state tensor of a parameter.
+
+    Attributes:
+        dtype: what it is held and restored in, whatever the parameter's dtype.
+        shape: its shape.
+        fill: its initial value.
+    """
+
+    dtype: torch.dtype
+    shape: torch.Size
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A parameter that is scaled, with what the scaler needs of it."""
+
+    name: str
+    momentum: Tensor
+    state: State
+    group: Group
+
+
+def arithmetic_dtype(param: Tensor) -> torch.dtype:
+    """Dtype in which a parameter's update is computed: float32 for 16-bit parameters, else the parameter's own."""
+    return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
+
+
+class BaseRule(Protocol):
+    """A base optimizer as two pure steps, bound to its state."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Options of a param group that this rule reads."""
+
+    @property
+    def momentum(self) -> str:
+        """State key of the tensor that scalers group."""
+
+    @property
+    def decoupled_weight_decay(self) -> bool:
+        """Whether weight decay shrinks the parameter itself instead of entering the gradient."""
+
+    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
+        """State tensors of one parameter."""
+
+    def accumulate(self, grad: Tensor, state: State, group: Group) -> None:
+        """Take one gradient (in the dtype of the arithmetic, not changed) into the state, in place."""
+
+    def direction(self, state: State, group: Group, dtype: torch.dtype) -> Tensor:
+        """Return the update direction as a new tensor, read from the state."""
+
+
+class Scaler(Protocol):
+    """A learning-rate factor per element, bound to its state."""
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Options of a param group that this scaler reads."""
+
+    def check(self, group: Group) -> None:
+        """Raise OptionError where options that are right alone contradict each other."""
+
+    def scales(self, param: Tensor, group: Group) -> bool:
+        """Whether this parameter is scaled at all."""
+
+    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
+        """State tensors of one scaled parameter."""
+
+    def due(self, clock: int, group: Group) -> bool:
+        """Whether the layers of this group take part in statistics at training step `clock`."""
+
+    def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
+        """Take statistics of all layers that are due and move their scales, in place."""
+
+    def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
+        """Return the factor of every element, in the shape of the parameter."""

@@ -1,0 +1,60 @@
+"""The options of each base and each scaler: one table each, read by constructors, `--optim_args` and the docs.
+
+Standard library only. `lr` and `weight_decay` are `TrainingArguments` of their own (`--learning_rate`,
+`--weight_decay`), so they stand in no table here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from gradscale.options import Choice, Flag, Integer, Interval, Option, Pair, Real, RunLength
+
+ADAM: Mapping[str, Option] = MappingProxyType(
+    {
+        "betas": Option(
+            Pair(Real(0.0, 1.0, high_open=True)), (0.9, 0.999), "decay rates of the first and second moment"
+        ),
+        "eps": Option(Real(0.0), 1e-8, "added to the root of the second moment"),
+        "amsgrad": Option(Flag(), False, "divide by the largest second moment seen so far"),
+        "maximize": Option(Flag(), False, "ascend instead of descend"),
+    }
+)
+
+# Options of every optimizer's param groups that are no `--optim_args`.
+COMMON: Mapping[str, Option] = MappingProxyType(
+    {
+        "weight_decay": Option(Real(0.0), 0.0, "weight decay coefficient"),
+        "scaled": Option(Flag(), True, "scale the layers of this group"),
+        "total_steps": Option(RunLength(), None, "optimizer steps of the run, for intervals given as a fraction of it"),
+    }
+)
+
+SGG: Mapping[str, Option] = MappingProxyType(
+    {
+        "n_clusters": Option(Integer(1, 64), 3, "K, clusters per layer; 1 leaves the base optimizer as it is"),
+        "recluster_interval": Option(Interval(), 500, "T, steps between two groupings, or a fraction of the run"),
+        "scale_decay": Option(Real(0.0, 1.0, high_open=True), 0.9, "beta3, decay rate of the scales (paper: 0.99)"),
+        "scale_bounds": Option(
+            Pair(Real(0.0, low_open=True), ordered=True), (0.1, 10.0), "lowest and highest ratio that enters a scale"
+        ),
+        "momentum_sign": Option(
+            Choice(("signed", "absolute")), "signed", "group the momentum as it is, or its absolute value"
+        ),
+        "labels": Option(
+            Choice(("frozen", "live")),
+            "frozen",
+            "keep each element's cluster until the next grouping (paper; 1 byte per parameter), or read it anew from "
+            "today's momentum and the last boundaries (no memory)",
+        ),
+        "global_mda": Option(
+            Choice(("clusters", "parameters")),
+            "clusters",
+            "typical deviation of the model: the median over all clusters' MDAs, or over all parameters' deviations",
+        ),
+        "grouping": Option(
+            Choice(("kmeans", "layer")), "kmeans", "K clusters per layer, or the whole layer as one (a scale per layer)"
+        ),
+    }
+)

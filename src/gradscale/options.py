@@ -1,0 +1,204 @@
+"""Typed option kinds: one definition serves constructors, `--optim_args` and the documentation.
+
+Standard library only: the registry is read before torch is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class OptionError(ValueError):
+    """An option that is unknown, given twice, malformed or out of range. The message names it and what is allowed."""
+
+
+class Kind(Protocol):
+    """What values an option takes."""
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, to follow "expected "."""
+
+    def check(self, value: Any) -> Any:
+        """Return the value in its canonical type, or raise ValueError (without a message)."""
+
+
+def _is_number(value: Any) -> bool:
+    # bool is an int in Python; an option that takes a number never means True.
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite real number in [low, high], without the ends that are marked open."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "a finite number"
+        if math.isinf(self.high):
+            return f"a finite number {'above' if self.low_open else 'of at least'} {self.low:g}"
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"a number in {left}{self.low:g}, {self.high:g}{right}"
+
+    def check(self, value: Any) -> float:  # noqa: D102
+        if not _is_number(value) or not math.isfinite(value):
+            raise ValueError
+        if value < self.low or value > self.high:
+            raise ValueError
+        if (self.low_open and value == self.low) or (self.high_open and value == self.high):
+            raise ValueError
+        return float(value)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """An integer in [low, high]."""
+
+    low: int
+    high: int | None = None
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return (
+            f"an integer of at least {self.low}" if self.high is None else f"an integer from {self.low} to {self.high}"
+        )
+
+    def check(self, value: Any) -> int:  # noqa: D102
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError
+        if value < self.low or (self.high is not None and value > self.high):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    allowed: str = "true or false"
+
+    def check(self, value: Any) -> bool:  # noqa: D102
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few names."""
+
+    names: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return "one of " + ", ".join(repr(name) for name in self.names)
+
+    def check(self, value: Any) -> str:  # noqa: D102
+        if not isinstance(value, str) or value not in self.names:
+            raise ValueError
+        return value
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two real numbers; `ordered` asks for first <= second."""
+
+    item: Real
+    ordered: bool = False
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        order = " in ascending order" if self.ordered else ""
+        return f"two values{order}, like [a,b], each {self.item.allowed}"
+
+    def check(self, value: Any) -> tuple[float, float]:  # noqa: D102
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError
+        first, second = (self.item.check(item) for item in value)
+        if self.ordered and first > second:
+            raise ValueError
+        return first, second
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number of steps (an integer >= 1) or a fraction of the run (a float strictly between 0 and 1)."""
+
+    allowed: str = "a number of steps (an integer of at least 1) or a fraction of the run (strictly between 0 and 1)"
+
+    def check(self, value: Any) -> int | float:  # noqa: D102
+        if _is_number(value) and (isinstance(value, int) and value >= 1 or isinstance(value, float) and 0 < value < 1):
+            return value
+        raise ValueError
+
+
+DEFERRED = "deferred"  # a run length that will be known before the first step
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """Optimizer steps of the whole run: an integer >= 1, None (not needed) or "deferred" (will be set later)."""
+
+    allowed: str = "a number of steps (an integer of at least 1), None or 'deferred'"
+
+    def check(self, value: Any) -> int | str | None:  # noqa: D102
+        if value is None or value == DEFERRED:
+            return value  # type: ignore[no-any-return]
+        return Integer(1).check(value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its kind, its default and one line of help."""
+
+    kind: Kind
+    default: Any
+    help: str
+
+
+def check_option(name: str, value: Any, option: Option) -> Any:
+    """Return `value` in canonical type.
+
+    Raises:
+        OptionError: the value is of the wrong type or out of range.
+    """
+    try:
+        return option.kind.check(value)
+    except ValueError:
+        raise OptionError(f"{name}={value!r} is not allowed: expected {option.kind.allowed}") from None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the nearest of `names`, or nothing when none is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def check_options(values: Mapping[str, Any], options: Mapping[str, Option], *, owner: str) -> dict[str, Any]:
+    """Check every value against its option.
+
+    Args:
+        values: option name to value.
+        options: the options that `owner` takes.
+        owner: what takes them, for messages.
+
+    Raises:
+        OptionError: an option is unknown, of the wrong type or out of range.
+    """
+    checked = {}
+    for name, value in values.items():
+        if name not in options:
+            hint = nearest(name, options)
+            raise OptionError(f"unknown option {name}={value!r} of {owner}{hint} Its options: {', '.join(options)}")
+        checked[name] = check_option(name, value, options[name])
+    return checked

@@ -1,0 +1,83 @@
+"""The table of named optimizers. A new optimizer joins with one entry here and needs no change elsewhere.
+
+Standard library only: names must be known before torch or transformers is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from gradscale.option_tables import ADAM, SGG
+from gradscale.options import Option, nearest
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One value of `--optim`.
+
+    Attributes:
+        name: the value of `--optim`.
+        target: the class as `"module:attribute"`, imported on first use.
+        summary: one line for humans.
+        options: what `--optim_args` takes, by constructor keyword.
+        trainer_fields: constructor keyword to the `TrainingArguments` fields that fill it (two fields make a pair).
+        trainer_defaults: constructor keywords whose default differs inside a Trainer, where the run length is known.
+        requires: module that must be importable to the pip requirement that provides it.
+    """
+
+    name: str
+    target: str
+    summary: str
+    options: Mapping[str, Option]
+    trainer_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    trainer_defaults: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> type[Any]:
+        """Import and return the optimizer class."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+
+
+_ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)})
+# A 300-step fine-tune must not silently be plain AdamW: inside a Trainer the default interval is a share of the run
+# (the paper uses 1 to 5 % of all steps).
+_SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
+
+ENTRIES: tuple[OptimizerEntry, ...] = (
+    OptimizerEntry(
+        name="sgg_adamw",
+        target="gradscale.optim.sgg_adam:SGGAdamW",
+        summary="SGG on AdamW (decoupled weight decay)",
+        options=MappingProxyType({**ADAM, **SGG}),
+        trainer_fields=_ADAM_FIELDS,
+        trainer_defaults=_SGG_TRAINER_DEFAULTS,
+    ),
+    OptimizerEntry(
+        name="sgg_adam",
+        target="gradscale.optim.sgg_adam:SGGAdam",
+        summary="SGG on Adam (weight decay added to the gradient)",
+        options=MappingProxyType({**ADAM, **SGG}),
+        trainer_fields=_ADAM_FIELDS,
+        trainer_defaults=_SGG_TRAINER_DEFAULTS,
+    ),
+)
+
+REGISTRY: Mapping[str, OptimizerEntry] = MappingProxyType({entry.name: entry for entry in ENTRIES})
+
+
+def get_entry(name: str) -> OptimizerEntry:
+    """Return the entry of `name`.
+
+    Raises:
+        ValueError: no optimizer has that name; the message gives the nearest one.
+    """
+    try:
+        return REGISTRY[name]
+    except KeyError:
+        hint = nearest(name, REGISTRY)
+        raise ValueError(f"unknown gradscale optimizer {name!r}{hint} Known: {', '.join(REGISTRY)}") from None

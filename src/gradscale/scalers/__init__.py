@@ -1,0 +1,1 @@
+"""Scalers: pure functions that turn group statistics into one learning-rate factor per element."""

@@ -1,0 +1,195 @@
+"""What users of torch.optim.Optimizer rely on, whatever the optimizer."""
+
+import warnings
+
+import pytest
+import torch
+
+from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
+from tests.optim.training import batches, make_model, same_weights, train
+
+CLASSES = [SGGAdamW, SGGAdam]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned(cls):
+    param = torch.nn.Parameter(torch.randn(3, 3))
+    optimizer = cls([param], recluster_interval=1)
+    calls = []
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert calls == [True] and loss > 0 and optimizer.step() is None
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_goes_the_right_way(cls, maximize):
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
+    optimizer = cls([weight], lr=0.02, recluster_interval=3, maximize=maximize)
+    values = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = weight.square().mean()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values == sorted(values, reverse=not maximize)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_gradients_are_never_modified(cls):
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in [(4, 4), (4,), ()]]
+    optimizer = cls(params, recluster_interval=1, maximize=True, weight_decay=0.3)
+    for _ in range(3):
+        grads = [torch.randn_like(param) for param in params]
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+        assert all(torch.equal(param.grad, grad) for param, grad in zip(params, grads, strict=True))
+
+
+@pytest.mark.parametrize("labels", ["frozen", "live"])
+def test_layout_of_parameters_does_not_change_the_numbers(labels):
+    def run(make):
+        torch.manual_seed(3)
+        param = torch.nn.Parameter(make(torch.randn(6, 8)))
+        optimizer = SGGAdamW([param], lr=1e-2, recluster_interval=2, labels=labels)
+        for _ in range(5):
+            param.grad = torch.randn(6, 8)
+            optimizer.step()
+        return param.detach().clone()
+
+    plain = run(lambda tensor: tensor)
+    assert torch.equal(plain, run(lambda tensor: tensor.t().contiguous().t()))
+    assert torch.equal(plain, run(lambda tensor: torch.stack([tensor, tensor], dim=-1)[..., 0]))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (), (1,), (1, 1), (1, 1, 1, 1), (3, 1), (1, 200000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_odd_shapes(shape, dtype):
+    param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+    optimizer = SGGAdamW([param], lr=0.1, recluster_interval=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            param.grad = torch.randn(shape, dtype=dtype)
+            optimizer.step()
+    assert param.isfinite().all() and param.shape == shape
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_groups_keep_their_own_options():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(9, 9)) for _ in range(4)]
+    optimizer = SGGAdamW(
+        [
+            {"params": params[0], "lr": 0.0},
+            {"params": [params[1]], "n_clusters": 2, "recluster_interval": 2, "betas": [0.5, 0.9]},
+            {"params": params[2], "n_clusters": 1, "weight_decay": 0.5},
+        ],
+        recluster_interval=3,
+    )
+    optimizer.add_param_group({"params": params[3], "recluster_interval": 1, "labels": "live"})
+    start = params[0].detach().clone()
+    seen = {}
+    for step in range(1, 7):
+        for param in params:
+            param.grad = torch.randn(9, 9)
+        optimizer.step()
+        seen[step] = [layer.name for layer in optimizer.grouping_report.layers]
+    assert torch.equal(params[0], start)
+    names = [f"parameter {i}" for i in range(4)]
+    assert seen[1] == seen[5] == [names[3]] and seen[2] == seen[4] == [names[1], names[3]]
+    assert seen[3] == [names[0], names[3]] and seen[6] == [names[0], names[1], names[3]]
+    assert optimizer.state[params[1]]["scales"].shape == (2,) and "scales" not in optimizer.state[params[2]]
+    assert "labels" not in optimizer.state[params[3]] and optimizer.param_groups[1]["betas"] == (0.5, 0.9)
+
+
+def test_parameters_of_several_dtypes_in_one_group():
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    params = [torch.nn.Parameter(torch.randn(8, 8).to(dtype)) for dtype in dtypes]
+    before = [param.detach().clone() for param in params]
+    optimizer = SGGAdamW(params, lr=1e-2, recluster_interval=2)
+    for _ in range(4):
+        for param in params:
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    for param, dtype, start in zip(params, dtypes, before, strict=True):
+        assert param.dtype == dtype and param.isfinite().all() and not torch.equal(param, start)
+
+
+def test_step_hooks_run():
+    param = torch.nn.Parameter(torch.randn(3, 3))
+    optimizer = SGGAdamW([param])
+    order = []
+    optimizer.register_step_pre_hook(lambda *_: order.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: order.append("post"))
+    param.grad = torch.randn(3, 3)
+    optimizer.step()
+    assert order == ["pre", "post"]
+
+
+def test_no_gradients_is_a_no_op_and_zero_gradients_move_nothing():
+    param = torch.nn.Parameter(torch.randn(3, 3))
+    before = param.detach().clone()
+    optimizer = SGGAdamW([param], recluster_interval=1, weight_decay=0.0)
+    optimizer.step()
+    assert torch.equal(param, before) and not optimizer.state
+    param.grad = torch.zeros(3, 3)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+def test_named_parameters_and_names_from_the_model():
+    model = make_model()
+    for optimizer in (
+        SGGAdamW(model.named_parameters(), recluster_interval=1),
+        SGGAdamW(model.parameters(), recluster_interval=1, module=model),
+    ):
+        train(model, optimizer, batches(1))
+        assert [layer.name for layer in optimizer.grouping_report.layers] == ["0.weight", "1.weight", "3.weight"]
+
+
+def test_tied_parameters_are_one_layer():
+    model = make_model()
+    model[3].weight = model[0].weight = torch.nn.Parameter(torch.randn(40, 12))
+    model[3] = torch.nn.Sequential(torch.nn.Linear(24, 12), model[3])
+    optimizer = SGGAdamW(model.parameters(), recluster_interval=1, module=model)
+    train(model, optimizer, batches(1))
+    names = [layer.name for layer in optimizer.grouping_report.layers]
+    assert names == ["0.weight", "1.weight", "3.0.weight"]
+
+
+def test_grad_scaler_skips_without_a_trace():
+    model = make_model()
+    optimizer = SGGAdamW(model.parameters(), recluster_interval=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    train(model, optimizer, batches(2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scaler.scale(model(next(batches(1))).sum()).backward()
+    model[1].weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2} and optimizer.grouping_report.step == 2
+
+
+def test_two_runs_are_the_same_bit_for_bit():
+    models = make_model(), make_model()
+    for model in models:
+        train(model, SGGAdamW(model.parameters(), lr=1e-2, recluster_interval=2), batches(6))
+    assert same_weights(*models)
+
+
+def test_printing():
+    text = repr(SGGAdamW(make_model().parameters(), n_clusters=4))
+    assert text.startswith("SGGAdamW (") and "n_clusters: 4" in text

@@ -1,0 +1,135 @@
+"""SGG-AdamW written plainly in float64 and numpy, element by element: slow, obvious, and independent of `src`.
+
+Algorithm 1 and equations 5 to 7 of arXiv 2506.01049, with the documented readings: decoupled weight decay is not
+scaled, clusters are kept in order of their centroids, 1e-8 in the ratio is relative where the model's deviation is
+below 1.
+"""
+
+import numpy as np
+
+
+def lloyd(values, n_clusters):
+    """Exact k-means by Lloyd's iterations to convergence, the best of many starts. Returns labels and centroids."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    distinct = np.unique(values)
+    if len(distinct) <= n_clusters:
+        return np.searchsorted(distinct, values), distinct
+    starts = [
+        np.quantile(values, (np.arange(n_clusters) + 0.5) / n_clusters),
+        np.linspace(values.min(), values.max(), n_clusters),
+        np.quantile(distinct, (np.arange(n_clusters) + 0.5) / n_clusters),
+    ]
+    generator = np.random.default_rng(0)
+    starts += [generator.choice(distinct, n_clusters, replace=False) for _ in range(30)]
+    best = None
+    for start in starts:
+        centroids = np.unique(start)
+        if len(centroids) < n_clusters:
+            continue
+        while True:
+            labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
+            moved = np.array(
+                [values[labels == c].mean() if (labels == c).any() else centroids[c] for c in range(n_clusters)]
+            )
+            if np.array_equal(moved, centroids):
+                break
+            centroids = np.sort(moved)
+        cost = within_cluster_squares(values, labels)
+        if best is None or cost < best[0]:
+            best = cost, labels, centroids
+    return best[1], best[2]
+
+
+def within_cluster_squares(values, labels):
+    """Sum over clusters of the squared distances to the cluster's mean."""
+    values = np.asarray(values, dtype=np.float64).ravel()
+    groups = [values[labels == c] for c in np.unique(labels)]
+    return sum(((group - group.mean()) ** 2).sum() for group in groups)
+
+
+def deviations(momentum):
+    """|m_i - mean(m_l)| of every element."""
+    momentum = np.asarray(momentum, dtype=np.float64).ravel()
+    return np.abs(momentum - momentum.mean())
+
+
+class ReferenceSGGAdamW:
+    """SGG on AdamW over a dict of float64 arrays, with exact clusters and exact medians."""
+
+    def __init__(
+        self,
+        params,
+        *,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-2,
+        n_clusters=3,
+        recluster_interval=500,
+        scale_decay=0.9,
+        scale_bounds=(0.1, 10.0),
+        momentum_sign="signed",
+        labels="frozen",
+        global_mda="clusters",
+        decoupled=True,
+    ):
+        self.params = {name: np.array(value, dtype=np.float64) for name, value in params.items()}
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.n_clusters, self.interval, self.scale_decay = n_clusters, recluster_interval, scale_decay
+        self.bounds, self.sign, self.label_mode, self.global_mda = scale_bounds, momentum_sign, labels, global_mda
+        self.decoupled = decoupled
+        self.step_count = 0
+        self.m = {name: np.zeros_like(value) for name, value in self.params.items()}
+        self.v = {name: np.zeros_like(value) for name, value in self.params.items()}
+        layers = [name for name, value in self.params.items() if value.ndim >= 2]
+        self.labels = {name: np.zeros(self.params[name].size, dtype=int) for name in layers}
+        self.scales = {name: np.ones(n_clusters) for name in layers}
+        self.centroids = {}
+
+    def grouped(self, name):
+        """What is grouped: the flattened momentum or its absolute value."""
+        momentum = self.m[name].ravel()
+        return np.abs(momentum) if self.sign == "absolute" else momentum
+
+    def group(self):
+        """GradCluster, MDA and ScaleUpdate for all layers."""
+        per_cluster, all_deviations = {}, []
+        for name in self.labels:
+            labels, centroids = lloyd(self.grouped(name), self.n_clusters)
+            self.labels[name], self.centroids[name] = labels, centroids
+            deviation = deviations(self.grouped(name))
+            all_deviations.append(deviation)
+            for c in np.unique(labels):
+                per_cluster[name, c] = np.median(deviation[labels == c])
+        typical = np.median(list(per_cluster.values()))
+        if self.global_mda == "parameters":
+            typical = np.median(np.concatenate(all_deviations))
+        for (name, c), mda in per_cluster.items():
+            ratio = np.clip(typical / (mda + 1e-8 * min(1.0, typical)), *self.bounds)
+            self.scales[name][c] = self.scale_decay * self.scales[name][c] + (1 - self.scale_decay) * ratio
+
+    def step(self, grads):
+        """One step from a dict of gradients."""
+        self.step_count += 1
+        beta1, beta2 = self.betas
+        for name, grad in grads.items():
+            grad = np.asarray(grad, dtype=np.float64)
+            if not self.decoupled:
+                grad = grad + self.weight_decay * self.params[name]
+            self.m[name] = beta1 * self.m[name] + (1 - beta1) * grad
+            self.v[name] = beta2 * self.v[name] + (1 - beta2) * grad**2
+        if self.step_count % self.interval == 0:
+            self.group()
+        for name in grads:
+            m_hat = self.m[name] / (1 - beta1**self.step_count)
+            v_hat = self.v[name] / (1 - beta2**self.step_count)
+            rate = np.full(self.params[name].size, self.lr)
+            if name in self.labels:
+                labels = self.labels[name]
+                if self.label_mode == "live" and name in self.centroids:
+                    centroids = self.centroids[name]
+                    labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, self.grouped(name))
+                rate = rate * self.scales[name][labels]
+            if self.decoupled:
+                self.params[name] *= 1 - self.lr * self.weight_decay
+            self.params[name] -= rate.reshape(m_hat.shape) * m_hat / (np.sqrt(v_hat) + self.eps)

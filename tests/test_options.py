@@ -1,0 +1,45 @@
+"""Option kinds and the registry: one table serves constructors, the command line and the docs."""
+
+import inspect
+
+import pytest
+
+from gradscale.option_tables import ADAM, COMMON, SGG
+from gradscale.options import Interval, OptionError, Pair, Real, check_options
+from gradscale.registry import ENTRIES, REGISTRY, get_entry
+
+
+@pytest.mark.parametrize("table", [ADAM, COMMON, SGG])
+def test_defaults_are_allowed_by_their_own_kind(table):
+    for name, option in table.items():
+        assert option.kind.check(option.default) == option.default, name
+        assert option.help and option.kind.allowed
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_names_a_class_that_takes_its_options_with_the_tables_defaults(entry):
+    import torch
+
+    cls = entry.load()
+    optimizer = cls([torch.nn.Parameter(torch.ones(2, 2))])
+    for name, option in entry.options.items():
+        assert optimizer.defaults[name] == option.default, name
+    assert set(entry.trainer_fields) | set(entry.trainer_defaults) <= set(entry.options)
+    for name, value in entry.trainer_defaults.items():
+        entry.options[name].kind.check(value)
+    assert list(inspect.signature(cls).parameters)[:2] == ["params", "lr"]
+
+
+def test_unknown_names_give_the_nearest():
+    assert get_entry("sgg_adamw") is REGISTRY["sgg_adamw"]
+    with pytest.raises(ValueError, match="did you mean 'sgg_adamw'"):
+        get_entry("sgg_adamww")
+    with pytest.raises(OptionError, match="did you mean 'n_clusters'"):
+        check_options({"nclusters": 3}, SGG, owner="sgg_adamw")
+
+
+def test_canonical_types():
+    assert Pair(Real(0, 1)).check([0, 1]) == (0.0, 1.0)
+    assert isinstance(Real().check(3), float)
+    assert Interval().check(5) == 5 and Interval().check(0.5) == 0.5
+    assert check_options({"scale_bounds": [1, 2]}, SGG, owner="x") == {"scale_bounds": (1.0, 2.0)}
