@@ -234,14 +234,21 @@ class ScaledOptimizer(Optimizer):
         saved_groups = state_dict["param_groups"]
         if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in self.param_groups]:
             return
+        changed: dict[str, str] = {}
         for saved, group in zip(saved_groups, self.param_groups, strict=True):
             merged = self._checked({**self.defaults, **saved})
+            for name in self.scaler.options:
+                if merged[name] != group[name]:
+                    changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
             for key, param in zip(saved["params"], group["params"], strict=True):
                 state = state_dict["state"].get(key)
                 if state:
                     owner = f"{type(self).__name__}, {self._names.get(param, key)}"
                     required = {"step", *self.base.slots(param, merged)}
                     check_state(state, self._slots(param, merged), required, owner=owner)
+        if changed:
+            # As in torch, a checkpoint brings its own options. Nobody expects that of those typed for this run.
+            warnings.warn(f"the loaded state goes on with its own {', '.join(changed.values())}", stacklevel=5)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_names": self._names, "_report": self._report}

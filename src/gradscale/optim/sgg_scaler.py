@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class SGGScaler:
             "scales": Slot(torch.float32, torch.Size([n_clusters]), 1.0),
             "boundaries": Slot(torch.float32, torch.Size([n_clusters - 1]), float("inf")),
         }
-        if group["labels"] == "frozen":
+        if _keeps_labels(group):
             slots["labels"] = Slot(torch.uint8, param.shape)
         return slots
 
@@ -83,7 +84,9 @@ class SGGScaler:
 
     def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
-        labels = state["labels"] if group["labels"] == "frozen" else _labels(momentum, state, group)
+        if _clusters(group) == 1:
+            return cast(Tensor, state["scales"]).to(dtype).expand_as(momentum)
+        labels = state["labels"] if _keeps_labels(group) else _labels(momentum, state, group)
         return scale_factor(labels, state["scales"], dtype)
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
@@ -164,7 +167,7 @@ def _apply(layer: Layer, grouping: Grouping, row: int, global_mda: float) -> Lay
     )
     state["scales"].copy_(scales)
     state["boundaries"].copy_(grouping.boundaries[row])
-    if group["labels"] == "frozen":
+    if _keeps_labels(group):
         state["labels"].copy_(_labels(layer.momentum, state, group))
     return LayerReport(
         name=layer.name,
@@ -182,6 +185,10 @@ def _labels(momentum: Tensor, state: State, group: Group) -> Tensor:
 
 def _clusters(group: Group) -> int:
     return 1 if group["grouping"] == "layer" else int(group["n_clusters"])
+
+
+def _keeps_labels(group: Group) -> bool:
+    return bool(group["labels"] == "frozen" and _clusters(group) > 1)
 
 
 def _statistics_device(device: torch.device) -> torch.device:
