@@ -11,5 +11,5 @@ bin=${VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-bash scripts/test_compat.sh
+PYTHON="$bin/python" bash scripts/test_compat.sh
 "$bin/python" -m pytest "$@"

@@ -1,0 +1,51 @@
+"""Gradient-scaling optimizers for PyTorch and the Hugging Face Trainer.
+
+Importing the package makes `--optim sgg_adamw` and its siblings known to transformers. The names below load torch on
+first use, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gradscale.integrations import registration
+
+if TYPE_CHECKING:
+    from gradscale.optim.report import GroupingReport as GroupingReport
+    from gradscale.optim.report import LayerReport as LayerReport
+    from gradscale.optim.sgg_adam import SGGAdam as SGGAdam
+    from gradscale.optim.sgg_adam import SGGAdamW as SGGAdamW
+    from gradscale.options import OptionError as OptionError
+
+_PUBLIC = {
+    "GroupingReport": "gradscale.optim.report",
+    "LayerReport": "gradscale.optim.report",
+    "OptionError": "gradscale.options",
+    "SGGAdam": "gradscale.optim.sgg_adam",
+    "SGGAdamW": "gradscale.optim.sgg_adam",
+}
+
+__all__ = ["GroupingReport", "LayerReport", "OptionError", "SGGAdam", "SGGAdamW", "__version__"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("gradscale")
+    elif name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# torch's backend autoload imports this package on behalf of scripts that never heard of it: nothing is said to those.
+registration.install(explicit=not getattr(sys.modules.get("gradscale_autoload"), "opening", False))

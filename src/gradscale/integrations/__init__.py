@@ -1,0 +1,1 @@
+"""Bridges to transformers: the post-import hook, the names of `--optim`, the Trainer's optimizer and callback."""
