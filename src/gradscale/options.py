@@ -179,9 +179,9 @@ def check_option(name: str, value: Any, option: Option) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest of `names`, or nothing when none is near."""
+    """Return ", did you mean 'x'?" for the nearest of `names`, or nothing when none is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def check_options(values: Mapping[str, Any], options: Mapping[str, Option], *, owner: str) -> dict[str, Any]:
@@ -199,6 +199,8 @@ def check_options(values: Mapping[str, Any], options: Mapping[str, Option], *, o
     for name, value in values.items():
         if name not in options:
             hint = nearest(name, options)
-            raise OptionError(f"unknown option {name}={value!r} of {owner}{hint}. Its options: {', '.join(options)}")
+            raise OptionError(
+                f"unknown option {name}={value!r} of {owner}{hint or '.'} Its options: {', '.join(options)}"
+            )
         checked[name] = check_option(name, value, options[name])
     return checked

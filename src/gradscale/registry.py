@@ -80,4 +80,4 @@ def get_entry(name: str) -> OptimizerEntry:
         return REGISTRY[name]
     except KeyError:
         hint = nearest(name, REGISTRY)
-        raise ValueError(f"unknown gradscale optimizer {name!r}{hint}. Known: {', '.join(REGISTRY)}") from None
+        raise ValueError(f"unknown gradscale optimizer {name!r}{hint or '.'} Known: {', '.join(REGISTRY)}") from None

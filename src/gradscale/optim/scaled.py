@@ -118,8 +118,8 @@ class ScaledOptimizer(Optimizer):
             closure: reevaluates the model and returns the loss; called once, with gradients enabled.
 
         Raises:
-            RuntimeError: a gradient is sparse, the run length of a fractional interval is unknown, a CUDA graph is being
-                captured, or parameters were sharded by an engine that is not supported. Nothing has changed then.
+            RuntimeError: a gradient is sparse, the run length of a fractional interval is unknown, a CUDA graph is
+                being captured, or an engine that is not supported sharded the parameters. Nothing has changed then.
         """
         loss = None
         if closure is not None:

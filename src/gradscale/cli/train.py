@@ -1,0 +1,80 @@
+"""`gradscale train CONFIG.yaml [--key value ...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+from gradscale.training.arguments import TrainArguments
+from gradscale.training.errors import ConfigError
+
+USAGE = "usage: gradscale train CONFIG.yaml [--key value ...]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the file and the options say and return the exit code: 0, 2 for settings, 130 or 143 for signals."""
+    arguments = list(sys.argv[2:] if argv is None else argv)
+    if arguments[:1] in (["-h"], ["--help"]) or "--help" in arguments:
+        print(help_text())
+        return 0
+    try:
+        if not arguments:
+            raise ConfigError(f"CONFIG.yaml is missing\n{USAGE}\nFor example: gradscale train recipes/quickstart.yaml")
+        return _train(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped at once; what has been saved as a checkpoint is there", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except ConfigError as error:
+        return _refuse(error)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    # Here, not above: --help and a wrong path are answered without loading torch.
+    from gradscale.data.source import DataError
+    from gradscale.training.settings import read_command
+
+    settings = read_command(arguments)
+    from gradscale.training.job import run_job
+
+    try:
+        return run_job(settings)
+    except DataError as error:
+        return _refuse(error)
+
+
+def _refuse(error: ValueError) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"gradscale train: {error}", file=sys.stderr)
+    return 2
+
+
+def help_text() -> str:
+    """Return the help: our keys, and where the others are described."""
+    lines = [
+        USAGE,
+        "",
+        "Pre-train or fine-tune a causal language model with the transformers Trainer. Keys stand in the YAML file or",
+        "on the command line, which wins. Every field of transformers.TrainingArguments is a key (learning_rate,",
+        "max_steps, optim, optim_args, eval_strategy, bf16, ...), and these are ours:",
+    ]
+    fields = dataclasses.fields(TrainArguments)
+    for group, members in groupby(fields, key=lambda field: field.metadata["group"]):
+        lines += ["", f"{group}:"]
+        for field in members:
+            default = (
+                ""
+                if field.default is None
+                else f" [{str(field.default).lower() if field.default is not True else 'true'}]"
+            )
+            lines.append(f"  {'--' + field.name:<26}{field.metadata['help']}{default}")
+    lines += [
+        "",
+        "Continue a run with --resume_from_checkpoint last (or a checkpoint folder). Ctrl-C writes a checkpoint and",
+        "stops. Lists: --train_files a.txt b.txt; switches: --bf16, --no_plot; mappings: ",
+        "--optim_args '{n_clusters: 2}'.",
+    ]
+    return "\n".join(lines)

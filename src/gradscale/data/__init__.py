@@ -1,0 +1,1 @@
+"""Text for language models: the embedded corpus, local files and hub data sets, tokenized once and cached."""

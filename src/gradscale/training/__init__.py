@@ -1,0 +1,1 @@
+"""What `gradscale train` does: settings, model, data, runs, timing, summary and plots."""

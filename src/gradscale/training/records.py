@@ -1,0 +1,81 @@
+"""Reading what runs logged: loss curves and scale histories, from finished and from interrupted runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradscale.training.errors import ConfigError
+from gradscale.training.files import read_json
+from gradscale.training.output_folder import RUN, SCALES, STATE, SUMMARY, find_checkpoints
+from gradscale.training.scales_file import read_scales
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run logged.
+
+    Attributes:
+        label: its optimizer, with the folder where several runs share it.
+        train_loss: (step, loss) of the training log.
+        validation_loss: (step, loss) of the evaluations.
+        scales: the lines of `scales.jsonl`.
+    """
+
+    label: str
+    train_loss: Curve
+    validation_loss: Curve
+    scales: list[dict[str, Any]]
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Return the records of the runs in `folders`: a run's own folder, or one that holds the folders of several.
+
+    Raises:
+        ConfigError: a folder is missing or holds no run.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {str(folder)!r}")
+        # In the order of the command that ran them, as its summary has it.
+        order = [run.get("optim") for run in (read_json(folder / SUMMARY) or {}).get("runs", [])]
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+        inner.sort(key=lambda path: order.index(path.name) if path.name in order else len(order))
+        candidates = [folder, *inner]
+        inside = {path: state for path in candidates if (state := _state(path)) is not None}
+        # A checkpoint also holds a state; it belongs to the run that wrote it.
+        inside = {path: state for path, state in inside.items() if not path.name.startswith("checkpoint-")}
+        if not inside:
+            raise ConfigError(f"{str(folder)!r} holds no run (no {STATE} and no checkpoint in it or one level below)")
+        found |= inside
+    names = {path: (read_json(path / RUN) or {}).get("optim") or path.name for path in found}
+    shared = [name for name in names.values() if list(names.values()).count(name) > 1]
+    return [
+        RunRecord(
+            label=f"{names[path]} ({path})" if names[path] in shared else names[path],
+            train_loss=_curve(state, "loss"),
+            validation_loss=_curve(state, "eval_loss"),
+            scales=read_scales(path / SCALES),
+        )
+        for path, state in found.items()
+    ]
+
+
+def _state(folder: Path) -> dict[str, Any] | None:
+    """Return the Trainer's state at the end of the run, or of its last checkpoint."""
+    candidates = [folder / STATE, *(path / STATE for path in reversed(find_checkpoints(folder)))]
+    for path in candidates:
+        state = read_json(path)
+        if isinstance(state, dict) and "log_history" in state:
+            return state
+    return None
+
+
+def _curve(state: dict[str, Any], key: str) -> Curve:
+    points = {int(entry["step"]): entry[key] for entry in state["log_history"] if key in entry}
+    return [(step, float("nan") if value is None else float(value)) for step, value in sorted(points.items())]

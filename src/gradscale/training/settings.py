@@ -1,0 +1,210 @@
+"""Every setting of a run, from the YAML file and the command line, checked before anything loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from gradscale.options import nearest
+from gradscale.training.arguments import DATA_DETAILS, DATA_SOURCES, MODEL_SOURCES, TrainArguments
+from gradscale.training.command_line import ORIGIN, split_command_line
+from gradscale.training.convert import convert, members
+from gradscale.training.errors import ConfigError
+from gradscale.training.yaml_file import Setting, read_settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command asks for.
+
+    Attributes:
+        config: the YAML file.
+        command: the arguments of the command, to repeat it.
+        train: our own keys.
+        trainer: keyword arguments of `TrainingArguments`, `resume_from_checkpoint` excluded.
+        resume: the value of `resume_from_checkpoint`: None, "last", or a folder.
+    """
+
+    config: Path
+    command: tuple[str, ...]
+    train: TrainArguments
+    trainer: Mapping[str, Any]
+    resume: str | None
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of everything that the command writes."""
+        return Path(self.trainer["output_dir"])
+
+    @property
+    def optimizers(self) -> list[str]:
+        """The `--optim` names to run, the main one first."""
+        return [self.trainer["optim"], *(self.train.compare_optim or [])]
+
+
+def read_command(arguments: Sequence[str]) -> Settings:
+    """Read the file and the options of `gradscale train`.
+
+    Raises:
+        ConfigError: something is missing, unknown, malformed, out of range or contradictory.
+    """
+    config, from_command_line = split_command_line(arguments)
+    from_file = read_settings(config)  # before transformers loads: a wrong path is answered at once
+    types = _field_types()
+    merged = _merge(from_file, from_command_line, types)
+    values = {name: convert(name, setting, *types[name]) for name, setting in merged.items()}
+    ours = {field.name for field in dataclasses.fields(TrainArguments)}
+    train = TrainArguments(**{name: value for name, value in values.items() if name in ours})
+    trainer = {**_defaults(config), **{name: value for name, value in values.items() if name not in ours}}
+    resume = trainer.pop("resume_from_checkpoint", None)
+    # A null in the file leaves the default in place.
+    trainer = {name: value for name, value in trainer.items() if value is not None}
+    _check_ranges(trainer)
+    if isinstance(trainer.get("optim_args"), dict):
+        trainer["optim_args"] = _optim_args(trainer["optim_args"])
+    settings = Settings(Path(config), tuple(arguments), train, trainer, _resume(resume))
+    _check_comparison(settings, types)
+    return settings
+
+
+def _field_types() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Return the dataclass field and the type of every key."""
+    from transformers import TrainingArguments
+
+    types: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
+    for owner in (TrainingArguments, TrainArguments):  # ours last: some names were the Trainer's in old versions
+        hints = get_type_hints(owner)
+        types |= {field.name: (field, hints[field.name]) for field in dataclasses.fields(owner) if field.init}
+    for name, more in (("optim_args", dict[str, Any]), ("resume_from_checkpoint", bool)):
+        field, kind = types[name]
+        types[name] = (field, kind | more)
+    return types
+
+
+def _merge(
+    from_file: Mapping[str, Setting], from_command_line: Mapping[str, Setting], types: Mapping[str, Any]
+) -> dict[str, Setting]:
+    """Check the names and let the command line win over the file, a source of data or of the model as a whole."""
+    given = {name: setting for name, setting in from_command_line.items()}
+    for name, setting in from_command_line.items():
+        positive = name.removeprefix("no_")
+        if name not in types and positive in types and bool in members(types[positive][1]) and setting.value is True:
+            given[positive] = Setting("false", ORIGIN)
+            del given[name]
+    for name, setting in (*from_file.items(), *given.items()):
+        if name not in types:
+            raise ConfigError(f"{setting.origin}: unknown key {name!r}{nearest(name, types)}")
+    kept = dict(from_file)
+    for sources in (MODEL_SOURCES, DATA_SOURCES):
+        if any(name in given for name in sources):
+            for source in (name for name in sources if name not in given):
+                for name in (source, *DATA_DETAILS.get(source, ())):
+                    kept.pop(name, None)
+    return {**kept, **given}
+
+
+def _defaults(config: str) -> dict[str, Any]:
+    """Return the defaults that differ from those of `TrainingArguments`."""
+    import torch
+    from transformers import TrainingArguments
+
+    optim = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == "optim")
+    return {
+        "output_dir": str(Path("runs") / Path(config).stem),
+        "optim": getattr(optim, "value", optim),
+        # The filter would log a diverged run as a loss of 0.
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+_LEAST = {
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "seed": 0,
+}
+
+
+def _check_ranges(trainer: Mapping[str, Any]) -> None:
+    """Refuse what `TrainingArguments` would take and the training would stumble over after the model has loaded."""
+    for name, least in _LEAST.items():
+        if trainer.get(name, least) < least:
+            raise ConfigError(f"{name}={trainer[name]} is not allowed: expected a number of at least {least}")
+    if trainer.get("max_steps", 1) < 1 and trainer["max_steps"] != -1:
+        raise ConfigError(f"max_steps={trainer['max_steps']} is not allowed: expected an integer of at least 1, or -1")
+    if trainer.get("num_train_epochs", 1) <= 0 and trainer.get("max_steps", -1) < 1:
+        raise ConfigError(f"num_train_epochs={trainer['num_train_epochs']} is not allowed: expected a number above 0")
+
+
+def _optim_args(values: Mapping[str, Any]) -> str:
+    """Return a mapping as the text that `TrainingArguments.optim_args` takes."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return "[" + ",".join(text(item) for item in value) + "]"
+        return str(value)
+
+    return ",".join(f"{name}={text(value)}" for name, value in values.items())
+
+
+def _resume(value: Any) -> str | None:
+    if value is None or value is False or str(value).lower() in ("false", "no", ""):
+        return None
+    return "last" if value is True or str(value).lower() in ("true", "yes", "last") else str(value)
+
+
+def _check_comparison(settings: Settings, types: Mapping[str, Any]) -> None:
+    field, kind = types["optim"]
+    for name in settings.train.compare_optim or []:
+        try:
+            convert("compare_optim", Setting(name, "compare_optim"), field, kind)
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix("compare_optim: ")) from None
+    names = settings.optimizers
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"compare_optim: {name!r} is named twice (optim={names[0]!r} runs in any case)")
+
+
+def training_arguments(settings: Settings, optim: str, output_dir: Path) -> Any:
+    """Return the `TrainingArguments` of the run with the optimizer `optim`.
+
+    `optim_args` and `optim_target_modules` belong to the main optimizer: those compared with it run without.
+
+    Raises:
+        ConfigError: transformers, or the optimizer's options, refuse a value.
+    """
+    from transformers import TrainingArguments
+
+    values = {**settings.trainer, "optim": optim, "output_dir": str(output_dir)}
+    if optim != settings.trainer["optim"]:
+        values.pop("optim_args", None)
+        values.pop("optim_target_modules", None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            arguments = TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
+        raise ConfigError(f"{settings.config}: {error}") from error
+    _check_trackers(arguments.report_to)
+    return arguments
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    from transformers.integrations import get_reporting_integration_callbacks, is_tensorboard_available
+
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        raise ConfigError(f"report_to: {error}") from None
+    if "tensorboard" in names and not is_tensorboard_available():
+        raise ConfigError("report_to=tensorboard needs tensorboard: pip install 'gradscale[tensorboard]'")
