@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradscale.optim.report import GroupingReport
 from gradscale.options import Option
+from gradscale.sharding.view import Shard
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -33,9 +34,20 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layer:
-    """A parameter that is scaled, with what the scaler needs of it."""
+    """A parameter that is scaled, with what the scaler needs of it.
+
+    Attributes:
+        name: for reports.
+        numel: elements of the whole layer, on all ranks.
+        shard: what part of it is here.
+        momentum: the local part of its momentum.
+        state: the local parts of its state.
+        group: its param group.
+    """
 
     name: str
+    numel: int
+    shard: Shard
     momentum: Tensor
     state: State
     group: Group

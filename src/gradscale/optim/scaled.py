@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from gradscale.optim.loading import StateLoading
 from gradscale.optim.param_groups import as_list, group_members, names_of, split_by_target, tensor_of
 from gradscale.optim.report import GroupingReport
-from gradscale.optim.rule import BaseRule, Group, Layer, Scaler, Slot, State, arithmetic_dtype
-from gradscale.optim.state_io import check_state, hold_tensors, new_tensor, restore_state, step_tensor
+from gradscale.optim.roster import Roster
+from gradscale.optim.rule import Group, Layer, State, arithmetic_dtype
+from gradscale.optim.state_io import new_tensor, step_tensor
 from gradscale.option_tables import COMMON
 from gradscale.options import Integer, Option, OptionError, Real, check_option
-from gradscale.sharding.plain import plain_segments
+from gradscale.sharding.reduce import any_rank
+from gradscale.sharding.view import Shard, UnsupportedShardingError, local_part, view
 
 _LEARNING_RATE = Option(Real(0.0), None, "learning rate")
 
 
-class ScaledOptimizer(Optimizer):
+@dataclass(frozen=True)
+class Member:
+    """A parameter at its place in `param_groups`, as `step()` finds it."""
+
+    param: Tensor
+    group: Group
+    group_index: int
+    name: str
+    shard: Shard
+
+
+class ScaledOptimizer(StateLoading):
     """Base class of the named optimizers.
 
     A subclass names its base rule and its scaler and writes an explicit `__init__`; the loop, the state, copying and
     loading are here.
     """
-
-    base: ClassVar[BaseRule]
-    scaler: ClassVar[Scaler]
 
     def __init__(
         self,
@@ -51,10 +61,11 @@ class ScaledOptimizer(Optimizer):
             if module is None:
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
-        self._names: dict[Tensor, str] = {}
+        self._roster = Roster()
         self._module_names = names_of(module)
         self._report: GroupingReport | None = None
         super().__init__(params, self._checked({**defaults, "scaled": True}))
+        # Only needed above; it would keep parameters alive that an engine replaces.
         del self._module_names
 
     @property
@@ -92,9 +103,8 @@ class ScaledOptimizer(Optimizer):
                         f"{list(tensor.shape)} is {tensor.dtype}): optimize torch.view_as_real of it"
                     )
         super().add_param_group(group)
-        for name, param in group_members(self.param_groups[-1]):
-            position = f"parameter {len(self._names)}"
-            self._names[param] = name or getattr(self, "_module_names", {}).get(param) or position
+        names = getattr(self, "_module_names", {})
+        self._roster.add_group([(name or names.get(p), p) for name, p in group_members(self.param_groups[-1])])
 
     def _checked(self, group: Group) -> Group:
         """Return a copy of a group, which has every option, with all of them checked and in canonical type."""
@@ -125,80 +135,109 @@ class ScaledOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        updates = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
-        for _, param in updates:
-            self._refuse_unsupported(param)
-        if updates and updates[0][1].is_cuda and torch.cuda.is_current_stream_capturing():
-            # A graph would replay the kernels of this step and never group again.
-            raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
+        members = list(self._members())
+        updates = [member for member in members if member.param.grad is not None]
         if not updates:
             return loss
-
+        self._refuse_unsupported(updates)
         # The training step, by the tensor that has seen most: layers that had no gradient for a while are grouped with
         # the others.
         clock = 1 + int(max((float(state["step"]) for state in self.state.values() if "step" in state), default=0))
-        due = [self.scaler.due(clock, group) for group in self.param_groups]
-        for group, param in updates:
-            state = self.state[param]
-            if not state:
-                self._init_state(param, state, group)
-            state["step"] += 1
+        only_makes_state = clock == 1 and self._only_makes_state(updates)
+        due = [not only_makes_state and self.scaler.due(clock, group) for group in self.param_groups]
+        for member in updates:
+            self._init_state(member)
+        if only_makes_state:
+            return loss
+        for member in updates:
+            self.state[member.param]["step"] += 1
 
         if any(due):
             # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
-            for group, param in updates:
-                self._accumulate(param, group)
-            self._observe([group for group, is_due in zip(self.param_groups, due, strict=True) if is_due], clock)
-            for group, param in updates:
-                self._apply(param, group)
+            for member in updates:
+                self._accumulate(member)
+            self._observe([member for member in members if due[member.group_index]], clock)
+            for member in updates:
+                self._apply(member)
         else:
-            for group, param in updates:
-                self._accumulate(param, group)
-                self._apply(param, group)
+            for member in updates:
+                self._accumulate(member)
+                self._apply(member)
         return loss
 
-    def _refuse_unsupported(self, param: Tensor) -> None:
-        if param.grad is not None and param.grad.layout != torch.strided:
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        if param not in self.state:
-            plain_segments(param, self._names)
+    def _members(self) -> Iterator[Member]:
+        for index, group in enumerate(self.param_groups):
+            for place, param in enumerate(group["params"]):
+                entry = self._roster.find(param, index, place)
+                if entry is None:
+                    raise UnsupportedShardingError(
+                        "an engine put parameters of its own where the optimizer was given none. Train on one process, "
+                        "with DDP or with FSDP2, or use an optimizer without scaling (adamw_torch_fused)."
+                    )
+                yield Member(param, group, index, entry.name, view(param, entry.shape))
 
-    def _slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
-        slots = self.base.slots(param, group)
-        return {**slots, **self.scaler.slots(param, group)} if self.scaler.scales(param, group) else slots
+    def _refuse_unsupported(self, updates: list[Member]) -> None:
+        for member in updates:
+            if member.param.grad is not None and member.param.grad.layout != torch.strided:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        if updates[0].param.is_cuda and torch.cuda.is_current_stream_capturing():
+            # A graph would replay the kernels of this step and never group again.
+            raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
 
-    def _init_state(self, param: Tensor, state: State, group: Group) -> None:
-        state["step"] = step_tensor(0.0)
-        state.update({key: new_tensor(slot, param) for key, slot in self._slots(param, group).items()})
+    def _only_makes_state(self, updates: list[Member]) -> bool:
+        """Whether this first step is only asked for to have state to load into.
 
-    def _accumulate(self, param: Tensor, group: Group) -> None:
+        torch.distributed.checkpoint does that, with a learning rate of 0 and gradients of 0. Such a step must not
+        count: not towards the next grouping, and not as one whose run length should be known.
+        """
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        moves = any(bool(local_part(cast(Tensor, member.param.grad)).any()) for member in updates)
+        return not any_rank(moves, [member.shard for member in updates], updates[0].param.device)
+
+    def _init_state(self, member: Member) -> None:
+        param, state = member.param, self.state[member.param]
+        if not state:
+            state["step"] = step_tensor(0.0)
+            slots = self._slots(param, member.group)
+            state.update({key: new_tensor(slot, param) for key, slot in slots.items()})
+
+    def _local_state(self, param: Tensor) -> State:
+        """State of a parameter with the local parts of its tensors, which share memory with it."""
+        return {
+            key: local_part(value) if isinstance(value, Tensor) else value for key, value in self.state[param].items()
+        }
+
+    def _accumulate(self, member: Member) -> None:
+        param, group = local_part(member.param), member.group
         dtype = arithmetic_dtype(param)
-        assert param.grad is not None  # the callers select parameters that have one
-        grad = param.grad.to(dtype)
+        grad = local_part(cast(Tensor, member.param.grad)).to(dtype)
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] != 0 and not self.base.decoupled_weight_decay:
             grad = grad.add(param.to(dtype), alpha=group["weight_decay"])
-        self.base.accumulate(grad, self.state[param], group)
+        self.base.accumulate(grad, self._local_state(member.param), group)
 
-    def _observe(self, groups: list[Group], clock: int) -> None:
-        layers = [
-            Layer(
-                name=self._names[param],
-                momentum=self.state[param][self.base.momentum],
-                state=self.state[param],
-                group=group,
-            )
-            for group in groups
-            for param in group["params"]
-            if param in self.state and self.scaler.scales(param, group)
-        ]
+    def _observe(self, members: list[Member], clock: int) -> None:
+        layers = []
+        for member in members:
+            if not self.scaler.scales(member.param, member.group):
+                continue
+            if member.shard.process_groups:
+                # Every rank takes part for every layer, also for one that had no gradient here.
+                self._init_state(member)
+            elif member.param not in self.state:
+                continue
+            state = self._local_state(member.param)
+            momentum = state[self.base.momentum]
+            layers.append(Layer(member.name, member.param.numel(), member.shard, momentum, state, member.group))
         self._report = self.scaler.observe(layers, clock) or self._report
 
-    def _apply(self, param: Tensor, group: Group) -> None:
-        state, dtype, lr = self.state[param], arithmetic_dtype(param), float(group["lr"])
+    def _apply(self, member: Member) -> None:
+        param, group, state = local_part(member.param), member.group, self._local_state(member.param)
+        dtype, lr = arithmetic_dtype(param), float(group["lr"])
         update = self.base.direction(state, group, dtype)
-        if self.scaler.scales(param, group):
+        if self.scaler.scales(member.param, group):
             update.mul_(self.scaler.factor(state[self.base.momentum], state, group, dtype))
         value = param if param.dtype == dtype else param.to(dtype)
         if group["weight_decay"] != 0 and self.base.decoupled_weight_decay:
@@ -207,76 +246,6 @@ class ScaledOptimizer(Optimizer):
         value.add_(update, alpha=-lr)
         if value is not param:
             param.copy_(value)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load state as saved by `state_dict()`, or by the plain base optimizer (whose layers then start ungrouped).
-
-        Tensors get the dtype that this optimizer keeps them in, whatever the parameter's; loads under
-        `torch.load(weights_only=True)` are enough. Pre-hooks see the state dict as given.
-
-        Raises:
-            ValueError: the state does not fit the parameters, or is damaged. Nothing has changed then.
-        """
-        # Registered last, so that it runs after the user's own pre-hooks.
-        handle = self.register_load_state_dict_pre_hook(_check_and_hold)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-
-    def _check_loaded(self, state_dict: Mapping[str, Any]) -> None:
-        """Raise ValueError where the state does not fit. Group sizes are torch's to check, before any change."""
-        if not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError(
-                f"this is no optimizer state: expected the keys 'state' and 'param_groups', got {list(state_dict)}. "
-                "Nothing was loaded."
-            )
-        saved_groups = state_dict["param_groups"]
-        if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in self.param_groups]:
-            return
-        changed: dict[str, str] = {}
-        for saved, group in zip(saved_groups, self.param_groups, strict=True):
-            merged = self._checked({**self.defaults, **saved})
-            for name in self.scaler.options:
-                if merged[name] != group[name]:
-                    changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
-            for key, param in zip(saved["params"], group["params"], strict=True):
-                state = state_dict["state"].get(key)
-                if state:
-                    owner = f"{type(self).__name__}, {self._names.get(param, key)}"
-                    required = {"step", *self.base.slots(param, merged)}
-                    check_state(state, self._slots(param, merged), required, owner=owner)
-        if changed:
-            # As in torch, a checkpoint brings its own options. Nobody expects that of those typed for this run.
-            warnings.warn(f"the loaded state goes on with its own {', '.join(changed.values())}", stacklevel=5)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_names": self._names, "_report": self._report}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""
-        super().__setstate__(state)
-        ungrouped = 0
-        for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-            for param in group["params"]:
-                if self.state.get(param):
-                    missing = restore_state(self.state[param], self._slots(param, group), param)
-                    ungrouped += "scales" in missing
-        if ungrouped:
-            warnings.warn(
-                f"the loaded state has no groups for {ungrouped} layers (saved by another optimizer, or before their "
-                "first step): their scales start at 1 until the next grouping",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
-def _check_and_hold(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    assert isinstance(optimizer, ScaledOptimizer)  # registered by load_state_dict alone
-    optimizer._check_loaded(state_dict)
-    return hold_tensors(state_dict)
 
 
 def _check_lr(lr: Any) -> None:

@@ -24,6 +24,7 @@ from gradscale.scalers.sgg import (
     scale_factor,
     update_scales,
 )
+from gradscale.sharding.reduce import sum_over_shards
 
 
 def interval_in_steps(group: Group) -> int:
@@ -92,18 +93,21 @@ class SGGScaler:
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Group the layers' momenta, compare their deviations, move their scales.
 
-        A layer that has no momentum yet (all zero) is left out; one whose momentum is not finite is left as it is and
+        Layers may be sharded: decisions are made from counts over all shards, and so are the same on every rank. A
+        layer that has no momentum yet (all zero) is left out; one whose momentum is not finite is left as it is and
         reported, with a RuntimeWarning.
         """
         if not layers:
             return None
         device = _statistics_device(layers[0].momentum.device)
-        histograms, non_finite = [], []
+        local = []
         for layer in layers:
             counts, bad = count_values(layer.momentum, absolute=layer.group["momentum_sign"] == "absolute")
-            histograms.append(counts.to(device))
-            non_finite.append(bad.to(device))
-        is_bad = torch.stack(non_finite).gt(0).tolist()
+            local.append(torch.cat([counts, bad.unsqueeze(0)]).to(device))
+        largest = max(layer.numel for layer in layers)
+        whole = sum_over_shards(local, [layer.shard for layer in layers], largest=largest)
+        histograms = [counts[:-1] for counts in whole]
+        is_bad = torch.stack([counts[-1] for counts in whole]).gt(0).tolist()
         is_zero = torch.stack([c.sum() == c[ZERO_EDGE - 1 : ZERO_EDGE + 1].sum() for c in histograms]).tolist()
         waiting = [layer.name for layer, bad in zip(layers, is_bad, strict=True) if bad]
         ready = [
@@ -171,7 +175,7 @@ def _apply(layer: Layer, grouping: Grouping, row: int, global_mda: float) -> Lay
         state["labels"].copy_(_labels(layer.momentum, state, group))
     return LayerReport(
         name=layer.name,
-        numel=layer.momentum.numel(),
+        numel=layer.numel,
         counts=tuple(sizes.tolist()),
         centroids=tuple(grouping.centroids[row].tolist()),
         mda=tuple(mda.tolist()),

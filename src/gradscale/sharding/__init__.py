@@ -1,1 +1,1 @@
-"""Sharding view: which layer each stretch of each tensor belongs to. The only place that knows about engines."""
+"""Sharding view: what part of a layer each tensor holds on this rank. The only place that knows about engines."""
