@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gradscale.options import Choice, Flag, Integer, Interval, Option, Pair, Real, RunLength
+from gradscale.options import Choice, Flag, Integer, Interval, Off, Option, Pair, Real, RunLength
 
 ADAM: Mapping[str, Option] = MappingProxyType(
     {
         "betas": Option(
-            Pair(Real(0.0, 1.0, high_open=True)), (0.9, 0.999), "decay rates of the first and second moment"
+            Pair(Real(0.0, 1.0, high_open=True)),
+            (0.9, 0.999),
+            "decay rates of the first and second moment",
+            "Invalid beta parameter",
         ),
-        "eps": Option(Real(0.0), 1e-8, "added to the root of the second moment"),
+        "eps": Option(Real(0.0), 1e-8, "added to the root of the second moment", "Invalid epsilon value"),
         "amsgrad": Option(Flag(), False, "divide by the largest second moment seen so far"),
         "maximize": Option(Flag(), False, "ascend instead of descend"),
     }
@@ -25,10 +28,17 @@ ADAM: Mapping[str, Option] = MappingProxyType(
 # Options of every optimizer's param groups that are no `--optim_args`.
 COMMON: Mapping[str, Option] = MappingProxyType(
     {
-        "weight_decay": Option(Real(0.0), 0.0, "weight decay coefficient"),
+        "weight_decay": Option(Real(0.0), 0.0, "weight decay coefficient", "Invalid weight_decay value"),
         "scaled": Option(Flag(), True, "scale the layers of this group"),
         "total_steps": Option(RunLength(), None, "optimizer steps of the run, for intervals given as a fraction of it"),
     }
+)
+
+LEARNING_RATE = Option(Real(0.0), None, "learning rate", "Invalid learning rate")
+
+# Switches of torch's optimizers, taken so that code which sets them to their defaults runs unchanged.
+TORCH_SWITCHES: Mapping[str, Option] = MappingProxyType(
+    {name: Option(Off(), None, "") for name in ("foreach", "fused", "capturable", "differentiable")}
 )
 
 SGG: Mapping[str, Option] = MappingProxyType(

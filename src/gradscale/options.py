@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,12 +25,20 @@ class Kind(Protocol):
         """The allowed values in words, to follow "expected "."""
 
     def check(self, value: Any) -> Any:
-        """Return the value in its canonical type, or raise ValueError (without a message)."""
+        """Return the value in its canonical Python type (never NumPy's: state has to load under `weights_only`).
+
+        Raises:
+            ValueError: it is not allowed. The message may be empty, or name the part that is wrong.
+        """
 
 
 def _is_number(value: Any) -> bool:
-    # bool is an int in Python; an option that takes a number never means True.
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # bool is an int in Python; an option that takes a number never means True. NumPy's numbers are registered here.
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,9 @@ class Integer:
         )
 
     def check(self, value: Any) -> int:  # noqa: D102
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not _is_integer(value) or value < self.low or (self.high is not None and value > self.high):
             raise ValueError
-        if value < self.low or (self.high is not None and value > self.high):
-            raise ValueError
-        return value
+        return int(value)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ class Flag:
     allowed: str = "true or false"
 
     def check(self, value: Any) -> bool:  # noqa: D102
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):  # NumPy's, by name
             raise ValueError
-        return value
+        return bool(value)
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,16 @@ class Pair:
     def check(self, value: Any) -> tuple[float, float]:  # noqa: D102
         if not isinstance(value, list | tuple) or len(value) != 2:
             raise ValueError
-        first, second = (self.item.check(item) for item in value)
+        first, second = (self._item(value, index) for index in (0, 1))
         if self.ordered and first > second:
             raise ValueError
         return first, second
+
+    def _item(self, value: Any, index: int) -> float:
+        try:
+            return self.item.check(value[index])
+        except ValueError:
+            raise ValueError(f" at index {index}: {value[index]}") from None
 
 
 @dataclass(frozen=True)
@@ -137,12 +150,25 @@ class Interval:
     allowed: str = "a number of steps (an integer of at least 1) or a fraction of the run (strictly between 0 and 1)"
 
     def check(self, value: Any) -> int | float:  # noqa: D102
-        if _is_number(value) and (isinstance(value, int) and value >= 1 or isinstance(value, float) and 0 < value < 1):
-            return value
+        if _is_integer(value) and value >= 1:
+            return int(value)
+        if _is_number(value) and not _is_integer(value) and 0 < value < 1:
+            return float(value)
         raise ValueError
 
 
 DEFERRED = "deferred"  # a run length that will be known before the first step
+
+
+@dataclass(frozen=True)
+class Off:
+    """None or False: a switch of torch's optimizers that has nothing to switch here."""
+
+    allowed: str = "None or False (there is one implementation, see docs/sgg.md)"
+
+    def check(self, value: Any) -> None:  # noqa: D102
+        if value is not None and value is not False:
+            raise ValueError
 
 
 @dataclass(frozen=True)
@@ -159,11 +185,12 @@ class RunLength:
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its kind, its default and one line of help."""
+    """One option: its kind, its default and one line of help; `invalid` is torch's own word for a wrong value."""
 
     kind: Kind
     default: Any
     help: str
+    invalid: str = ""
 
 
 def check_option(name: str, value: Any, option: Option) -> Any:
@@ -174,8 +201,9 @@ def check_option(name: str, value: Any, option: Option) -> Any:
     """
     try:
         return option.kind.check(value)
-    except ValueError:
-        raise OptionError(f"{name}={value!r} is not allowed: expected {option.kind.allowed}") from None
+    except ValueError as error:
+        detail = f". {option.invalid}{str(error) or f': {value}'}" if option.invalid else ""
+        raise OptionError(f"{name}={value!r} is not allowed: expected {option.kind.allowed}{detail}") from None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

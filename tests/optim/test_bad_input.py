@@ -57,6 +57,66 @@ def test_fraction_without_a_run_length():
         SGGAdamW([param()], recluster_interval=0.1)
 
 
+@pytest.mark.parametrize("switch", ["foreach", "fused", "capturable", "differentiable"])
+def test_torchs_switches_may_be_off_only(switch):
+    SGGAdamW([param()], **{switch: False})
+    SGGAdam([param()], **{switch: None})
+    with pytest.raises(OptionError, match=f"{switch}=True is not allowed: expected None or False"):
+        SGGAdamW([param()], **{switch: True})
+
+
+def test_messages_contain_torchs_own_words():
+    for name, value, words in [
+        ("lr", -0.5, "Invalid learning rate: -0.5"),
+        ("betas", (1.0, 0.0), "Invalid beta parameter at index 0: 1.0"),
+        ("betas", (0.5, 2.0), "Invalid beta parameter at index 1: 2.0"),
+        ("eps", -1.0, "Invalid epsilon value: -1.0"),
+        ("weight_decay", -1, "Invalid weight_decay value: -1"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            SGGAdamW([param()], **{name: value})
+
+
+def test_numpy_scalars_are_taken_and_kept_as_python_numbers():
+    import numpy as np
+
+    options = {
+        "lr": np.float32(1e-3),
+        "betas": np.array([0.9, 0.95]).tolist(),
+        "eps": np.float64(1e-8),
+        "weight_decay": np.float32(0.1),
+        "n_clusters": np.int64(2),
+        "recluster_interval": np.float64(0.5),
+        "total_steps": np.int32(10),
+        "scale_decay": np.float32(0.5),
+        "scale_bounds": (np.float32(0.5), np.float64(2.0)),
+        "amsgrad": np.bool_(True),
+    }
+    optimizer = SGGAdamW([param()], **options)
+    for name in options:
+        value = optimizer.param_groups[0][name]
+        assert all(type(item) in (int, float, bool) for item in (value if isinstance(value, tuple) else (value,))), name
+    for name, value in [
+        ("n_clusters", np.float64(3.0)),
+        ("recluster_interval", np.bool_(True)),
+        ("lr", np.float32("nan")),
+    ]:
+        with pytest.raises(OptionError):
+            SGGAdamW([param()], **{name: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_parameters_of_other_dtypes_are_refused(dtype):
+    tensor = torch.ones(3, 3).to(dtype)
+    with pytest.raises(ValueError, match="does not support parameters in"):
+        SGGAdamW([param(), tensor])
+
+
+def test_module_has_to_be_one():
+    with pytest.raises(OptionError, match="module='model' is not allowed"):
+        SGGAdamW([param()], module="model")
+
+
 def test_unknown_keyword_is_a_type_error_as_in_torch():
     for cls in (SGGAdamW, SGGAdam):
         with pytest.raises(TypeError, match="n_cluster"):

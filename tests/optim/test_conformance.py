@@ -190,6 +190,78 @@ def test_two_runs_are_the_same_bit_for_bit():
     assert same_weights(*models)
 
 
+def test_the_clock_counts_steps_whoever_has_gradients():
+    a, b = torch.nn.Parameter(torch.randn(5, 5)), torch.nn.Parameter(torch.randn(5, 5))
+    optimizer = SGGAdamW([a, b], recluster_interval=3)
+    grouped = []
+    for step in range(1, 13):
+        a.grad = torch.randn(5, 5) if step <= 5 else None  # frozen after five steps
+        b.grad = torch.randn(5, 5) if step % 2 else None
+        if a.grad is None and b.grad is None:
+            b.grad = torch.randn(5, 5)
+        optimizer.step()
+        if optimizer.grouping_report and optimizer.grouping_report.step not in grouped:
+            grouped.append(optimizer.grouping_report.step)
+        assert not grouped or grouped[-1] == step - step % 3
+    assert grouped == [3, 6, 9, 12]
+    optimizer.add_param_group({"params": torch.nn.Parameter(torch.randn(2, 2))})
+    assert optimizer.param_groups[1]["steps"] == 12
+
+
+def test_each_layer_is_compared_with_the_whole_model_whatever_its_interval():
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(30, 30)) for _ in range(2)]
+    groups = [{"params": params[:1], "recluster_interval": 2}, {"params": params[1:], "recluster_interval": 3}]
+    optimizer = SGGAdamW(groups, scale_decay=0.0)
+    together = SGGAdamW([torch.nn.Parameter(param.detach().clone()) for param in params], recluster_interval=2)
+    for _ in range(2):
+        for i, param in enumerate(params):
+            param.grad = torch.randn(30, 30) * 100**i
+            together.param_groups[0]["params"][i].grad = param.grad.clone()
+        optimizer.step()
+        together.step()
+    assert optimizer.grouping_report.global_mda == together.grouping_report.global_mda
+    assert [layer.name for layer in optimizer.grouping_report.layers] == ["parameter 0"]
+    assert optimizer.state[params[1]]["scales"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_foreign_keys_in_the_state_are_left_alone():
+    param = torch.nn.Parameter(torch.randn(3, 3))
+    optimizer = SGGAdamW([param], recluster_interval=1)
+    optimizer.state["note"] = 1
+    param.grad = torch.randn(3, 3)
+    optimizer.step()
+    assert optimizer.state["note"] == 1
+
+
+def test_lazy_parameters():
+    module = torch.nn.LazyLinear(3)
+    optimizer = SGGAdamW(module.parameters(), recluster_interval=1)
+    module(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    assert optimizer.grouping_report.layers[0].numel == 12
+
+
+def test_meta_parameters_step_without_groups():
+    param = torch.nn.Parameter(torch.randn(3, 3, device="meta"))
+    optimizer = SGGAdamW([param], recluster_interval=1)
+    param.grad = torch.randn(3, 3, device="meta")
+    optimizer.step()
+    assert optimizer.grouping_report is None
+
+
+def test_compiled_step_is_the_eager_one():
+    models = make_model(), make_model()
+    optimizers = [SGGAdamW(model.parameters(), lr=1e-2, recluster_interval=2) for model in models]
+    step = torch.compile(optimizers[1].step, backend="eager")
+    for batch in batches(3):
+        train(models[0], optimizers[0], [batch])
+        for param, twin in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            twin.grad = param.grad.clone()
+        step()
+    assert same_weights(*models)
+
+
 def test_printing():
     text = repr(SGGAdamW(make_model().parameters(), n_clusters=4))
     assert text.startswith("SGGAdamW (") and "n_clusters: 4" in text

@@ -42,10 +42,21 @@ def test_other_layers_are_grouped_as_if_the_bad_one_were_not_there():
     for twin, param in zip(alone, (params[0], params[2]), strict=True):
         other.state[twin] = {key: value.clone() for key, value in optimizer.state[param].items()}
         twin.grad = param.grad.clone()
+    other.param_groups[0]["steps"] = optimizer.param_groups[0]["steps"]
     with pytest.warns(RuntimeWarning):
         optimizer.step()
     other.step()
     assert torch.equal(params[0], alone[0]) and torch.equal(params[2], alone[1])
+
+
+def test_a_warning_that_is_an_error_comes_after_the_step():
+    params, optimizer = make(float("nan"))
+    before = [param.detach().clone() for param in params]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning):
+            optimizer.step()
+    assert not torch.equal(params[0], before[0]) and not torch.equal(params[2], before[2])
 
 
 def test_all_layers_bad():
@@ -69,6 +80,18 @@ def test_zero_momentum_does_not_cluster():
         optimizer.step()
     assert [layer.name for layer in optimizer.grouping_report.layers] == ["parameter 1"]
     assert optimizer.state[zero]["scales"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3.4e38), (torch.float64, 1e60)])
+def test_large_finite_numbers_are_not_called_infinite(dtype, value):
+    param = torch.nn.Parameter(torch.zeros(4, 4, dtype=dtype))
+    optimizer = SGGAdamW([param], recluster_interval=1, betas=(0.0, 0.0))
+    param.grad = torch.full((4, 4), value, dtype=dtype)
+    param.grad[0] = -value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.grouping_report.layers[0].counts == (4, 12, 0)
 
 
 @pytest.mark.parametrize("magnitude", [1e-38, 1e-20, 1e20, 1e37])

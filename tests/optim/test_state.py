@@ -150,6 +150,26 @@ def test_options_that_the_checkpoint_overrules_are_said():
     assert optimizer.param_groups[0]["n_clusters"] == 3
 
 
+def test_loading_and_copying_add_nothing_to_the_groups():
+    model = make_model()
+    optimizer = SGGAdamW(model.parameters(), recluster_interval=2)
+    train(model, optimizer, batches(3))
+    before = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state_dict()["param_groups"] == before
+    assert copy.deepcopy(optimizer).state_dict()["param_groups"] == before
+
+
+def test_copies_after_a_group_was_removed():
+    params = [torch.nn.Parameter(torch.randn(3, 3)), torch.nn.Parameter(torch.randn(4, 2))]
+    optimizer = SGGAdamW([{"params": [param]} for param in params], recluster_interval=1)
+    del optimizer.param_groups[0]
+    twin = copy.deepcopy(optimizer)
+    twin.param_groups[0]["params"][0].grad = torch.randn(4, 2)
+    twin.step()
+    assert twin.grouping_report.layers[0].name == "parameter 1"
+
+
 def test_empty_state_loads_silently():
     model = make_model()
     optimizer = SGGAdamW(model.parameters())
@@ -187,6 +207,23 @@ DAMAGES = {
     "step missing": (_drop("state", 0, "step"), "has no step"),
     "step is text": (_set(("state", 0, "step"), "five"), "step='five'"),
     "wrong shape": (_set(("state", 1, "exp_avg_sq"), torch.zeros(2, 2)), r"exp_avg_sq with shape \[2, 2\]"),
+    "step is nan": (_set(("state", 0, "step"), float("nan")), "step=nan"),
+    "step is negative": (_set(("state", 0, "step"), torch.tensor(-1.0)), "step="),
+    "step is broken": (_set(("state", 0, "step"), 2.5), "step=2.5"),
+    "state is no mapping": (_set(("state",), None), "no optimizer state"),
+    "groups are none": (_set(("param_groups",), None), "no optimizer state"),
+    "state of a parameter is none": (_set(("state", 0), None), "parameter 0 is None"),
+    "nan scales": (_set(("state", 1, "scales"), torch.full((3,), float("nan"))), "scales with values"),
+    "negative scales": (_set(("state", 1, "scales"), -torch.ones(3)), r"scales with values outside \[0, "),
+    "label beyond K": (_set(("state", 1, "labels"), torch.full((24, 12), 7)), r"labels with values outside \[0, 2\]"),
+    "broken labels": (_set(("state", 1, "labels"), torch.full((24, 12), 1.5)), "labels with values that are not whole"),
+    "unordered": (
+        _set(("state", 1, "boundaries"), torch.tensor([1.0, -1.0])),
+        "boundaries with values that are not in",
+    ),
+    "negative squares": (_set(("state", 1, "exp_avg_sq"), -torch.ones(24, 12)), "exp_avg_sq with values outside"),
+    "complex": (_set(("state", 1, "exp_avg"), torch.ones(24, 12, dtype=torch.complex64)), "dense real numbers"),
+    "sparse": (_set(("state", 1, "exp_avg"), torch.ones(24, 12).to_sparse()), "dense real numbers"),
     "labels of another shape": (_set(("state", 1, "labels"), torch.zeros(7)), "labels with shape"),
     "scales of another K": (_set(("state", 1, "scales"), torch.ones(9)), r"scales with shape \[9\]"),
     "no tensor": (_set(("state", 1, "exp_avg"), [1, 2]), "exp_avg with"),
@@ -211,6 +248,7 @@ def test_damaged_state_is_refused_before_anything_changes(name):
     damaged["param_groups"][0]["lr"] = 0.5
     damage(damaged)
     before = copy.deepcopy(optimizer.state_dict())
+    assert set(before["state"][1]) >= {"labels", "scales"}  # parameter 1 is a matrix
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(damaged)
     after = optimizer.state_dict()

@@ -58,8 +58,8 @@ def test_layout_does_not_matter_and_the_input_is_not_changed():
 def test_inf_nan_and_overflow_are_counted_apart():
     tensor = torch.tensor([1.0, float("inf"), -float("inf"), float("nan"), 3.4e38, -3.4e38, 0.0])
     counts, bad = count_values(tensor)
-    assert bad == 5  # 3.4e38 rounds to inf in bfloat16
-    assert counts.sum() == 2
+    assert bad == 3 and counts.sum() == 4
+    assert counts[0] == 1 and counts[-1] == 1  # 3.4e38 would round to inf in bfloat16
 
 
 def test_empty_tensor():

@@ -15,7 +15,7 @@ from gradscale.scalers.sgg import (
     scale_factor,
     update_scales,
 )
-from tests.reference.sgg_reference import deviations
+from tests.reference.sgg_reference import deviations, lloyd
 
 GRID = 2**-8  # largest relative error of rounding to bfloat16
 
@@ -55,6 +55,29 @@ def test_medians_are_within_the_grid_of_the_exact_ones(scale):
     np.testing.assert_allclose(mda_over_parameters([whole]), exact, rtol=2 * GRID)
     assert mda_over_parameters(groupings) == mda_over_parameters([whole])
     assert mda_over_clusters(groupings) == mda_over_clusters([whole])
+
+
+@pytest.mark.parametrize("ratio", [1, 3, 10, 100, 1e4, 1e6])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_narrow_values_far_from_zero_are_resolved(ratio, absolute):
+    """In double precision, so that the values themselves keep the differences that are looked for."""
+    from gradscale.optim.rule import Layer
+    from gradscale.optim.sgg_scaler import SGGScaler
+    from gradscale.sharding.view import WHOLE
+
+    scaler = SGGScaler()
+    group = {name: option.default for name, option in scaler.options.items()} | {"scaled": True, "total_steps": None}
+    group["momentum_sign"] = "absolute" if absolute else "signed"
+    momentum = -(torch.randn(40, 100, dtype=torch.float64) + ratio)
+    state = {"scales": torch.ones(3), "boundaries": torch.zeros(2), "labels": torch.zeros(40, 100, dtype=torch.uint8)}
+    report = scaler.observe([Layer("l", 4000, WHOLE, momentum, state, group, True)], 1)
+    key = momentum.abs() if absolute else momentum
+    reference, centroids = lloyd(key.numpy(), 3)
+    exact = [np.median(deviations(key)[reference == c]) for c in range(3)]
+    np.testing.assert_allclose(report.layers[0].mda, exact, rtol=0.04)
+    np.testing.assert_allclose(report.layers[0].centroids, centroids, atol=0.03, rtol=1e-9)
+    if ratio <= 1e4:  # boundaries are float32
+        assert (state["labels"].numpy().ravel() != reference).mean() < 0.03
 
 
 def update(mda, *, sizes=(1, 1), global_mda=1.0, decay=0.0, bounds=(0.1, 10.0), scales=(1.0, 1.0)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -29,7 +30,8 @@ class AdamRule:
         """
         keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
         dtype = torch.float32 if param.dtype == torch.float16 else param.dtype
-        return {key: Slot(dtype, param.shape) for key in keys}
+        lowest = {"exp_avg": -math.inf}
+        return {key: Slot(dtype, param.shape, lowest=lowest.get(key, 0.0), may_be_nan=True) for key in keys}
 
     def accumulate(self, grad: Tensor, state: State, group: Group) -> None:
         """See `adam_moments`."""

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.roster import Roster
 from gradscale.optim.rule import BaseRule, Group, Scaler, Slot
-from gradscale.optim.state_io import check_state, hold_tensors, restore_state
+from gradscale.optim.state_io import check_form, check_state, hold_tensors, restore_state
+from gradscale.option_tables import COMMON
 
 
 class StateLoading(Optimizer):
@@ -49,11 +50,7 @@ class StateLoading(Optimizer):
 
     def _check_loaded(self, state_dict: Mapping[str, Any]) -> None:
         """Raise ValueError where the state does not fit. Group sizes are torch's to check, before any change."""
-        if not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError(
-                f"this is no optimizer state: expected the keys 'state' and 'param_groups', got {list(state_dict)}. "
-                "Nothing was loaded."
-            )
+        check_form(state_dict)
         saved_groups = state_dict["param_groups"]
         if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in self.param_groups]:
             return
@@ -75,19 +72,22 @@ class StateLoading(Optimizer):
             warnings.warn(f"the loaded state goes on with its own {', '.join(changed.values())}", stacklevel=5)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_roster": self._roster, "_report": self._report}
+        return {**super().__getstate__(), "_roster": self._roster.of_groups(self.param_groups), "_report": self._report}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""
         super().__setstate__(state)
         ungrouped = 0
         for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            for key in (*COMMON, *self.base.options, *self.scaler.options):
+                group.setdefault(key, self.defaults[key])
             for param in group["params"]:
                 if self.state.get(param):
                     missing = restore_state(self.state[param], self._slots(param, group), param)
                     ungrouped += "scales" in missing
+            # Of an optimizer that does not count its steps, the tensor that has seen most tells.
+            counts = [float(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
+            group.setdefault("steps", int(max(counts, default=0)))
         if ungrouped:
             warnings.warn(
                 f"the loaded state has no groups for {ungrouped} layers (saved by another optimizer, or before their "

@@ -7,11 +7,13 @@ originals being freed; what is found in a place where there was another paramete
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,11 @@ class Entry:
 
     Attributes:
         name: its name, or its position where the optimizer was given no names.
-        shape: its shape when the optimizer was made.
+        shape: its shape when the optimizer was made; None of a lazy module's, which has none yet.
     """
 
     name: str
-    shape: torch.Size
+    shape: torch.Size | None
 
 
 class Roster:
@@ -38,7 +40,8 @@ class Roster:
         """Enter the members of a new param group, with their names if they have any."""
         first = sum(len(group) for group in self.groups)
         entries = [
-            Entry(name or f"parameter {first + offset}", param.shape) for offset, (name, param) in enumerate(members)
+            Entry(name or f"parameter {first + offset}", None if is_lazy(param) else param.shape)
+            for offset, (name, param) in enumerate(members)
         ]
         self.groups.append(entries)
         for entry, (_, param) in zip(entries, members, strict=True):
@@ -55,12 +58,20 @@ class Roster:
             return entry
         return None
 
+    def of_groups(self, groups: Sequence[Mapping[str, Any]]) -> Roster:
+        """Return the roster of param groups as they stand, which may have been removed or reordered."""
+        found = [
+            [self.find(param, index, place) for place, param in enumerate(group["params"])]
+            for index, group in enumerate(groups)
+        ]
+        return Roster([[entry for entry in entries if entry is not None] for entries in found])
+
     def _remember(self, param: Tensor, entry: Entry) -> None:
         self._known[id(param)] = (weakref.ref(param), entry)
 
-    def __getstate__(self) -> list[list[tuple[str, torch.Size]]]:
+    def __getstate__(self) -> list[list[tuple[str, torch.Size | None]]]:
         return [[(entry.name, entry.shape) for entry in group] for group in self.groups]
 
-    def __setstate__(self, state: list[list[tuple[str, torch.Size]]]) -> None:
+    def __setstate__(self, state: list[list[tuple[str, torch.Size | None]]]) -> None:
         self.groups = [[Entry(*fields) for fields in group] for group in state]
         self._known = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,11 +26,18 @@ class Slot:
         dtype: what it is held and restored in, whatever the parameter's dtype.
         shape: its shape.
         fill: its initial value.
+        lowest, highest: bounds that saved values must keep to.
+        ascending: whether saved values must ascend.
+        may_be_nan: whether saved values may be NaN, as moments of a diverged run are.
     """
 
     dtype: torch.dtype
     shape: torch.Size
     fill: float = 0.0
+    lowest: float = -math.inf
+    highest: float = math.inf
+    ascending: bool = False
+    may_be_nan: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Layer:
         momentum: the local part of its momentum.
         state: the local parts of its state.
         group: its param group.
+        due: whether its scales move now. All layers are measured whenever any is due: each is compared with the whole
+            model.
     """
 
     name: str
@@ -51,6 +61,7 @@ class Layer:
     momentum: Tensor
     state: State
     group: Group
+    due: bool
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
@@ -103,7 +114,10 @@ class Scaler(Protocol):
         """Whether the layers of this group take part in statistics at training step `clock`."""
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
-        """Take statistics of all layers that are due and move their scales, in place."""
+        """Take statistics of all layers and move the scales of those that are due, in place. Never raises for data."""
+
+    def warn(self, report: GroupingReport) -> None:
+        """Say what went wrong in a grouping, once the step is complete."""
 
     def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
         """Return the factor of every element, in the shape of the parameter."""

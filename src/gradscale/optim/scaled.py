@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, overload
 
@@ -15,12 +15,12 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.roster import Roster
 from gradscale.optim.rule import Group, Layer, State, arithmetic_dtype
 from gradscale.optim.state_io import new_tensor, step_tensor
-from gradscale.option_tables import COMMON
-from gradscale.options import Integer, Option, OptionError, Real, check_option
+from gradscale.option_tables import COMMON, LEARNING_RATE, TORCH_SWITCHES
+from gradscale.options import Integer, Option, OptionError, check_option, check_options
 from gradscale.sharding.reduce import any_rank
 from gradscale.sharding.view import Shard, UnsupportedShardingError, local_part, view
 
-_LEARNING_RATE = Option(Real(0.0), None, "learning rate")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class ScaledOptimizer(StateLoading):
         *,
         module: nn.Module | None,
         target_modules: str | list[str] | None,
+        switches: Mapping[str, bool | None],
     ) -> None:
         """Make the optimizer.
 
@@ -56,7 +57,11 @@ class ScaledOptimizer(StateLoading):
             defaults: every option of base and scaler, by name.
             module: the model, for parameter names and `target_modules`.
             target_modules: which modules' layers are scaled; None scales all.
+            switches: `foreach` and its kind, which have nothing to switch.
         """
+        check_options(switches, TORCH_SWITCHES, owner=type(self).__name__)
+        if module is not None and not isinstance(module, nn.Module):
+            raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
         if target_modules is not None:
             if module is None:
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
@@ -99,18 +104,21 @@ class ScaledOptimizer(StateLoading):
             for tensor in map(tensor_of, group["params"]):
                 if isinstance(tensor, Tensor) and tensor.is_complex():
                     raise ValueError(
-                        f"{type(self).__name__} does not support complex parameters (one of shape "
-                        f"{list(tensor.shape)} is {tensor.dtype}): optimize torch.view_as_real of it"
+                        f"{type(self).__name__} does not support complex parameters (there is one in {tensor.dtype}): "
+                        "optimize torch.view_as_real of it"
                     )
+                if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
+                    raise ValueError(f"{type(self).__name__} does not support parameters in {tensor.dtype}")
+        group["steps"] = max((int(other["steps"]) for other in self.param_groups), default=0)
         super().add_param_group(group)
         names = getattr(self, "_module_names", {})
         self._roster.add_group([(name or names.get(p), p) for name, p in group_members(self.param_groups[-1])])
 
     def _checked(self, group: Group) -> Group:
         """Return a copy of a group, which has every option, with all of them checked and in canonical type."""
-        _check_lr(group["lr"])
         options = {**COMMON, **self.base.options, **self.scaler.options}
         checked = {**group, **{name: check_option(name, group[name], option) for name, option in options.items()}}
+        checked["lr"] = _checked_lr(group["lr"])
         self.scaler.check(checked)
         return checked
 
@@ -131,6 +139,13 @@ class ScaledOptimizer(StateLoading):
             RuntimeError: a gradient is sparse, the run length of a fractional interval is unknown, a CUDA graph is
                 being captured, or an engine that is not supported sharded the parameters. Nothing has changed then.
         """
+        if torch.compiler.is_compiling():
+            # A caller's torch.compile would trace the host's decisions of this step into its graph.
+            eagerly: Any = torch.compiler.disable  # untyped in torch
+            return cast("float | None", eagerly(self._step)(closure))
+        return self._step(closure)
+
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -140,15 +155,16 @@ class ScaledOptimizer(StateLoading):
         if not updates:
             return loss
         self._refuse_unsupported(updates)
-        # The training step, by the tensor that has seen most: layers that had no gradient for a while are grouped with
-        # the others.
-        clock = 1 + int(max((float(state["step"]) for state in self.state.values() if "step" in state), default=0))
+        # Counted in the groups: no single parameter need have a gradient in every step.
+        clock = 1 + max(int(group["steps"]) for group in self.param_groups)
         only_makes_state = clock == 1 and self._only_makes_state(updates)
         due = [not only_makes_state and self.scaler.due(clock, group) for group in self.param_groups]
         for member in updates:
             self._init_state(member)
         if only_makes_state:
             return loss
+        for group in self.param_groups:
+            group["steps"] = clock
         for member in updates:
             self.state[member.param]["step"] += 1
 
@@ -156,9 +172,12 @@ class ScaledOptimizer(StateLoading):
             # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
             for member in updates:
                 self._accumulate(member)
-            self._observe([member for member in members if due[member.group_index]], clock)
+            report = self._observe(members, due, clock)
             for member in updates:
                 self._apply(member)
+            if report is not None:
+                self._report = report
+                self.scaler.warn(report)
         else:
             for member in updates:
                 self._accumulate(member)
@@ -218,7 +237,7 @@ class ScaledOptimizer(StateLoading):
             grad = grad.add(param.to(dtype), alpha=group["weight_decay"])
         self.base.accumulate(grad, self._local_state(member.param), group)
 
-    def _observe(self, members: list[Member], clock: int) -> None:
+    def _observe(self, members: list[Member], due: list[bool], clock: int) -> GroupingReport | None:
         layers = []
         for member in members:
             if not self.scaler.scales(member.param, member.group):
@@ -226,12 +245,22 @@ class ScaledOptimizer(StateLoading):
             if member.shard.process_groups:
                 # Every rank takes part for every layer, also for one that had no gradient here.
                 self._init_state(member)
-            elif member.param not in self.state:
+            elif not self.state.get(member.param) or member.param.is_meta:
                 continue
             state = self._local_state(member.param)
             momentum = state[self.base.momentum]
-            layers.append(Layer(member.name, member.param.numel(), member.shard, momentum, state, member.group))
-        self._report = self.scaler.observe(layers, clock) or self._report
+            layers.append(
+                Layer(
+                    name=member.name,
+                    numel=member.param.numel(),
+                    shard=member.shard,
+                    momentum=momentum,
+                    state=state,
+                    group=member.group,
+                    due=due[member.group_index],
+                )
+            )
+        return self.scaler.observe(layers, clock)
 
     def _apply(self, member: Member) -> None:
         param, group, state = local_part(member.param), member.group, self._local_state(member.param)
@@ -248,9 +277,10 @@ class ScaledOptimizer(StateLoading):
             param.copy_(value)
 
 
-def _check_lr(lr: Any) -> None:
+def _checked_lr(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element, got shape {list(lr.shape)}")
-        lr = lr.item()
-    check_option("lr", lr, _LEARNING_RATE)
+        check_option("lr", lr.item(), LEARNING_RATE)
+        return lr
+    return cast(float, check_option("lr", lr, LEARNING_RATE))

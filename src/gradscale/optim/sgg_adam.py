@@ -33,6 +33,8 @@ class SGGAdamW(ScaledOptimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay; not scaled.
         amsgrad: divide by the largest second moment seen so far.
+        foreach, capturable, differentiable, fused: torch's switches; there is one implementation, so None and False
+            are all they can be.
         maximize: ascend instead of descend.
         n_clusters: K. 1 leaves AdamW as it is.
         recluster_interval: T, a number of steps, or a fraction of the run (strictly between 0 and 1), which needs
@@ -66,7 +68,11 @@ class SGGAdamW(ScaledOptimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         n_clusters: int = 3,
         recluster_interval: int | float = 500,
         scale_decay: float = 0.9,
@@ -96,7 +102,8 @@ class SGGAdamW(ScaledOptimizer):
             "grouping": grouping,
             "total_steps": total_steps,
         }
-        super().__init__(params, defaults, module=module, target_modules=target_modules)
+        switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
+        super().__init__(params, defaults, module=module, target_modules=target_modules, switches=switches)
 
 
 class SGGAdam(SGGAdamW):

@@ -14,7 +14,7 @@ from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Slot, State
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
-from gradscale.scalers.histogram import ZERO_EDGE, count_values
+from gradscale.scalers.histogram import ZERO_EDGE, center_of, count_values
 from gradscale.scalers.sgg import (
     Grouping,
     assign_labels,
@@ -25,6 +25,9 @@ from gradscale.scalers.sgg import (
     update_scales,
 )
 from gradscale.sharding.reduce import sum_over_shards
+
+_MAX_REFINEMENTS = 3  # each narrows the bins 128 times; three reach the resolution of float32
+_LARGEST_SCALE = torch.finfo(torch.float32).max
 
 
 def interval_in_steps(group: Group) -> int:
@@ -72,11 +75,11 @@ class SGGScaler:
         """Scales of 1 and boundaries above everything: until the first grouping all elements are in cluster 0."""
         n_clusters = _clusters(group)
         slots = {
-            "scales": Slot(torch.float32, torch.Size([n_clusters]), 1.0),
-            "boundaries": Slot(torch.float32, torch.Size([n_clusters - 1]), float("inf")),
+            "scales": Slot(torch.float32, torch.Size([n_clusters]), 1.0, lowest=0.0, highest=_LARGEST_SCALE),
+            "boundaries": Slot(torch.float32, torch.Size([n_clusters - 1]), float("inf"), ascending=True),
         }
         if _keeps_labels(group):
-            slots["labels"] = Slot(torch.uint8, param.shape)
+            slots["labels"] = Slot(torch.uint8, param.shape, lowest=0, highest=n_clusters - 1)
         return slots
 
     def due(self, clock: int, group: Group) -> bool:
@@ -95,17 +98,12 @@ class SGGScaler:
 
         Layers may be sharded: decisions are made from counts over all shards, and so are the same on every rank. A
         layer that has no momentum yet (all zero) is left out; one whose momentum is not finite is left as it is and
-        reported, with a RuntimeWarning.
+        reported. Layers that are not due are measured, because D is that of the whole model, and not changed.
         """
         if not layers:
             return None
         device = _statistics_device(layers[0].momentum.device)
-        local = []
-        for layer in layers:
-            counts, bad = count_values(layer.momentum, absolute=layer.group["momentum_sign"] == "absolute")
-            local.append(torch.cat([counts, bad.unsqueeze(0)]).to(device))
-        largest = max(layer.numel for layer in layers)
-        whole = sum_over_shards(local, [layer.shard for layer in layers], largest=largest)
+        whole = _count_layers(layers, [0.0] * len(layers), device)
         histograms = [counts[:-1] for counts in whole]
         is_bad = torch.stack([counts[-1] for counts in whole]).gt(0).tolist()
         is_zero = torch.stack([c.sum() == c[ZERO_EDGE - 1 : ZERO_EDGE + 1].sum() for c in histograms]).tolist()
@@ -115,32 +113,73 @@ class SGGScaler:
             for layer, counts, bad, zero in zip(layers, histograms, is_bad, is_zero, strict=True)
             if not bad and not zero
         ]
-        if waiting:
-            warnings.warn(
-                f"step {clock}: the momentum of {', '.join(waiting)} holds inf or NaN. Its grouping waits: labels and "
-                "scales stay as they are. The parameters are likely lost; look for the gradient that did it.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
         if not ready:
             return GroupingReport(clock, 0.0, (), tuple(waiting)) if waiting else None
 
-        alike: dict[int, list[tuple[Layer, Tensor]]] = defaultdict(list)
-        for layer, counts in ready:
-            alike[_clusters(layer.group)].append((layer, counts))
-        groupings = {k: group_layers(torch.stack([c for _, c in members]), k) for k, members in alike.items()}
+        counts, centers = _refined([layer for layer, _ in ready], torch.stack([counts for _, counts in ready]))
+        alike: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
+        for row, (layer, _) in enumerate(ready):
+            alike[_clusters(layer.group)].append((layer, row))
+        groupings = {}
+        for k, members in alike.items():
+            rows = torch.tensor([row for _, row in members], device=device)
+            groupings[k] = group_layers(counts[rows], k, centers[rows])
         typical = _GlobalMDA(list(groupings.values()))
         reports = {
             id(layer): _apply(layer, grouping, row, typical.over(layer.group["global_mda"]))
             for k, grouping in groupings.items()
             for row, (layer, _) in enumerate(alike[k])
+            if layer.due
         }
         return GroupingReport(
             step=clock,
             global_mda=typical.over(ready[0][0].group["global_mda"]),
-            layers=tuple(reports[id(layer)] for layer, _ in ready),
+            layers=tuple(reports[id(layer)] for layer, _ in ready if layer.due),
             waiting=tuple(waiting),
         )
+
+    def warn(self, report: GroupingReport) -> None:
+        """RuntimeWarning about layers that wait."""
+        if report.waiting:
+            warnings.warn(
+                f"step {report.step}: the momentum of {', '.join(report.waiting)} holds inf or NaN. Grouping waits: "
+                "labels and scales stay as they are. The parameters are likely lost; look for the gradient.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _count_layers(layers: list[Layer], centers: list[float], device: torch.device) -> list[Tensor]:
+    """Counts of whole layers, on all ranks: per layer N_BINS counts, then the number of inf and NaN, int64."""
+    local = []
+    for layer, center in zip(layers, centers, strict=True):
+        absolute = layer.group["momentum_sign"] == "absolute"
+        counts, bad = count_values(layer.momentum, absolute=absolute, center=center)
+        local.append(torch.cat([counts, bad.unsqueeze(0)]).to(device))
+    return sum_over_shards(local, [layer.shard for layer in layers], largest=max(layer.numel for layer in layers))
+
+
+def _refined(layers: list[Layer], counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Count layers again that the grid does not resolve, around their mean, until it does.
+
+    Args:
+        layers: L layers.
+        counts: int64 `[L, N_BINS]`, counted around zero.
+
+    Returns:
+        Counts `[L, N_BINS]` and the centres that they were taken around, float64 `[L]`. All ranks decide alike, from
+        the same counts. Layers whose elements are all equal need the most passes and are the only ones to need many.
+    """
+    centers = torch.zeros(len(layers), dtype=torch.float64, device=counts.device)
+    for _ in range(_MAX_REFINEMENTS):
+        shift = center_of(counts)
+        rows = [row for row, further in enumerate(shift.tolist()) if further != 0]
+        if not rows:
+            break
+        centers += shift
+        again = _count_layers([layers[row] for row in rows], [float(centers[row]) for row in rows], counts.device)
+        counts[torch.tensor(rows, device=counts.device)] = torch.stack([new[:-1] for new in again])
+    return counts, centers
 
 
 class _GlobalMDA:
@@ -196,5 +235,6 @@ def _keeps_labels(group: Group) -> bool:
 
 
 def _statistics_device(device: torch.device) -> torch.device:
-    # Apple's GPUs have no float64, in which the statistics are computed.
-    return torch.device("cpu") if device.type == "mps" else device
+    # Apple's GPUs have no float64, in which the statistics are computed; CUDA has no deterministic sum along a row.
+    deterministic = device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+    return torch.device("cpu") if device.type == "mps" or deterministic else device

@@ -7,6 +7,7 @@ container, so tensors travel through it inside an opaque holder, and are taken o
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradscale.optim.rule import Slot, State
+from gradscale.sharding.view import local_part
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,53 @@ def check_state(state: Mapping[str, Any], slots: Mapping[str, Slot], required: s
             "that of another kind of optimizer, or damaged. Nothing was loaded."
         )
     step = state["step"]
-    if not isinstance(step, int | float | Tensor) or isinstance(step, Tensor) and step.numel() != 1:
-        raise ValueError(f"the loaded state of {owner} has step={step!r}, expected a number. Nothing was loaded.")
+    number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
+    if not isinstance(number, numbers.Real) or not (float(number) >= 0 and float(number).is_integer()):
+        raise ValueError(
+            f"the loaded state of {owner} has step={step!r}, expected a number of steps. Nothing was loaded."
+        )
     for key, slot in slots.items():
-        value = state.get(key)
-        if key in state and (not isinstance(value, Tensor) or value.shape != slot.shape):
-            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+        if key in state:
+            wrong = _wrong(state[key], slot)
+            if wrong:
+                raise ValueError(f"the loaded state of {owner} has {key} with {wrong}. Nothing was loaded.")
+
+
+def check_form(state_dict: Any) -> None:
+    """Raise ValueError unless this looks like what `state_dict()` returns."""
+    good = isinstance(state_dict, Mapping) and isinstance(state_dict.get("state"), Mapping)
+    groups = state_dict.get("param_groups") if good else None
+    if not isinstance(groups, list | tuple) or not all(
+        isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups
+    ):
+        found = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise ValueError(
+            "this is no optimizer state: expected 'state', a mapping, and 'param_groups', a list of mappings with "
+            f"'params', got {found}. Nothing was loaded."
+        )
+    for key, state in state_dict["state"].items():
+        if not isinstance(state, Mapping) and isinstance(key, int):
             raise ValueError(
-                f"the loaded state of {owner} has {key} with {found}, expected shape {list(slot.shape)}. "
-                "Nothing was loaded."
+                f"the loaded state of parameter {key} is {state!r}, expected a mapping. Nothing was loaded."
             )
+
+
+def _wrong(value: Any, slot: Slot) -> str:
+    """What is wrong with a saved value, or nothing."""
+    if not isinstance(value, Tensor) or value.shape != slot.shape:
+        found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        return f"{found}, expected shape {list(slot.shape)}"
+    if value.layout != torch.strided or value.is_complex():
+        return f"{value.dtype} in layout {value.layout}, expected dense real numbers"
+    # Other optimizers and engines hand back labels as floats; what counts is that they are labels.
+    values = local_part(value).detach()
+    whole = slot.dtype.is_floating_point or not values.is_floating_point() or bool((values == values.floor()).all())
+    unordered = slot.ascending and bool((values[1:] < values[:-1]).any())
+    if (values.is_floating_point() and not slot.may_be_nan and bool(values.isnan().any())) or not whole or unordered:
+        return "values that are not " + ("in order" if unordered else "whole" if not whole else "numbers")
+    if values.numel() and bool(((values < slot.lowest) | (values > slot.highest)).any()):
+        return f"values outside [{slot.lowest:g}, {slot.highest:g}]"
+    return ""
 
 
 def restore_state(state: State, slots: Mapping[str, Slot], param: Tensor) -> list[str]:

@@ -24,7 +24,8 @@ def elements_below(counts: Tensor) -> Tensor:
 def layer_mean(counts: Tensor) -> Tensor:
     """Mean of each layer, float64 `[L]`, from counts `[L, N_BINS]` (at least one element per layer)."""
     weights = counts.to(torch.float64)
-    return (weights @ bin_values(counts.device)) / weights.sum(dim=1)
+    # Sums along a row one after the other: the same on any number of threads.
+    return (weights * bin_values(counts.device)).cumsum(dim=1)[:, -1] / weights.sum(dim=1)
 
 
 def cluster_mda(below: Tensor, mean: Tensor, edges: Tensor) -> Tensor:

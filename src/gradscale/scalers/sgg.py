@@ -26,7 +26,7 @@ class Grouping:
         sizes: int64 `[L, K]`, elements per cluster.
         mda: float64 `[L, K]`, median deviation of each cluster from its layer's mean.
         below: int64 `[L, N_BINS + 1]`, elements below each bin edge.
-        mean: float64 `[L]`, layer means.
+        mean: float64 `[L]`, layer means on the bins' axis, that is, less the centres.
     """
 
     boundaries: Tensor
@@ -37,23 +37,28 @@ class Grouping:
     mean: Tensor
 
 
-def group_layers(counts: Tensor, n_clusters: int) -> Grouping:
+def group_layers(counts: Tensor, n_clusters: int, centers: Tensor | None = None) -> Grouping:
     """Cluster the momentum of each layer and measure how far each cluster deviates.
 
     Args:
         counts: integers `[L, N_BINS]`, histograms of the layers' momenta; every layer has at least one element.
         n_clusters: K.
+        centers: float64 `[L]`, what was subtracted before counting; None is 0.
     """
     clusters = cluster_histograms(counts, n_clusters)
     below, mean = elements_below(counts), layer_mean(counts)
     return Grouping(
-        boundaries=clusters.boundaries,
-        centroids=clusters.centroids,
+        boundaries=clusters.boundaries if centers is None else _shifted(clusters.boundaries, centers),
+        centroids=clusters.centroids if centers is None else clusters.centroids + centers[:, None],
         sizes=below.gather(1, clusters.edges).diff(dim=1),
         mda=cluster_mda(below, mean, clusters.edges),
         below=below,
         mean=mean,
     )
+
+
+def _shifted(boundaries: Tensor, centers: Tensor) -> Tensor:
+    return (boundaries.to(torch.float64) + centers[:, None]).to(torch.float32)
 
 
 def mda_over_clusters(groupings: list[Grouping]) -> float:

@@ -30,12 +30,13 @@ class Shard:
 WHOLE = Shard()
 
 
-def view(param: Tensor, shape: torch.Size) -> Shard:
+def view(param: Tensor, shape: torch.Size | None) -> Shard:
     """Return what a tensor in `param_groups` holds.
 
     Args:
         param: the tensor.
-        shape: shape of the parameter that the optimizer was given at this place, before any sharding.
+        shape: shape of the parameter that the optimizer was given at this place, before any sharding; None if it was
+            not known then.
 
     Raises:
         UnsupportedShardingError: the tensor belongs to FSDP1 or DeepSpeed ZeRO, is a DTensor whose parts do not add up
@@ -43,7 +44,7 @@ def view(param: Tensor, shape: torch.Size) -> Shard:
     """
     advice = "Train on one process, with DDP or with FSDP2, or use an optimizer without scaling (adamw_torch_fused)."
     if dtensor.is_dtensor(param):
-        if param.shape != shape:
+        if shape is not None and param.shape != shape:
             raise UnsupportedShardingError(f"a DTensor of shape {list(param.shape)} replaced a parameter {list(shape)}")
         try:
             return Shard(dtensor.process_groups(param))
@@ -51,7 +52,7 @@ def view(param: Tensor, shape: torch.Size) -> Shard:
             raise UnsupportedShardingError(f"{error}. {advice}") from None
     if getattr(param, "_fsdp_flattened", False) or hasattr(param, "_sharded_size"):
         raise UnsupportedShardingError(f"parameters flattened by FSDP1 are not supported. {advice}")
-    if hasattr(param, "ds_id") or param.shape != shape:
+    if hasattr(param, "ds_id") or (shape is not None and param.shape != shape):
         raise UnsupportedShardingError(
             f"a parameter was replaced or partitioned after the optimizer was made (DeepSpeed ZeRO does this). {advice}"
         )
