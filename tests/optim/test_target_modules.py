@@ -65,6 +65,7 @@ LINEAR = [f"layers.{i}.{name}" for i in (0, 1) for name in ("q_proj", "v_proj", 
         ("(?!.*(lm_head|embed)).*", LINEAR[:-1]),
         ("embed", ["embed"]),
         ("all-linear", LINEAR),
+        (["all-linear"], LINEAR),
         ("all_linear", LINEAR),
     ],
 )

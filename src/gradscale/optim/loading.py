@@ -77,17 +77,22 @@ class StateLoading(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""
         super().__setstate__(state)
-        ungrouped = 0
+        layers = unknown = overdue = 0
         for group in self.param_groups:
             for key in (*COMMON, *self.base.options, *self.scaler.options):
                 group.setdefault(key, self.defaults[key])
             for param in group["params"]:
                 if self.state.get(param):
-                    missing = restore_state(self.state[param], self._slots(param, group), param)
-                    ungrouped += "scales" in missing
+                    own = self.state[param]
+                    unknown += "scales" in restore_state(own, self._slots(param, group), param)
+                    if "scales" in own and param.numel() > 1:  # one element never leaves its initial scale
+                        layers += 1
+                        overdue += self.scaler.overdue(own, group)
             # Of an optimizer that does not count its steps, the tensor that has seen most tells.
             counts = [float(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
             group.setdefault("steps", int(max(counts, default=0)))
+        # torch.distributed.checkpoint fills in what a checkpoint lacks with newly made state, of all layers then.
+        ungrouped = unknown or (overdue if overdue == layers else 0)
         if ungrouped:
             warnings.warn(
                 f"the loaded state has no groups for {ungrouped} layers (saved by another optimizer, or before their "

@@ -113,6 +113,9 @@ class Scaler(Protocol):
     def due(self, clock: int, group: Group) -> bool:
         """Whether the layers of this group take part in statistics at training step `clock`."""
 
+    def overdue(self, state: State, group: Group) -> bool:
+        """Whether a layer with this state should have been in statistics before, and was not."""
+
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Take statistics of all layers and move the scales of those that are due, in place. Never raises for data."""
 

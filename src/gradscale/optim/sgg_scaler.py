@@ -86,6 +86,13 @@ class SGGScaler:
         """Every T steps."""
         return clock % interval_in_steps(group) == 0
 
+    def overdue(self, state: State, group: Group) -> bool:
+        """Scales at their initial value after a first grouping was due, or after steps of a run of unknown length."""
+        if len(state["scales"]) == 1 or (state["scales"] != 1).any() or state["boundaries"].isfinite().any():
+            return False
+        deferred = isinstance(group["recluster_interval"], float) and group["total_steps"] == DEFERRED
+        return float(state["step"]) >= (1 if deferred else interval_in_steps(group))
+
     def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
         if _clusters(group) == 1:

@@ -55,6 +55,8 @@ def check_target_modules(value: str | Sequence[str] | None) -> TargetModules | N
         return _selection_of_text(value)
     if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
         raise OptionError(f"target_modules={value!r} is not allowed: {_FORMS}")
+    if len(value) == 1 and value[0].strip().replace("_", "-") == "all-linear":
+        return TargetModules("all-linear")
     return _list_selection([item.strip() for item in value], value)
 
 
@@ -150,9 +152,13 @@ def select_parameters(module: nn.Module, target_modules: str | Sequence[str] | N
     if not parameters and selection is not None:
         raise ValueError(
             f"target_modules={target_modules!r} matches no parameter of 2 or more dimensions that requires gradients"
-            f"{_suggestion(str(target_modules), owners)}"
+            f"{_suggestion(str(target_modules), [pair for pair in owners if _has_layers(pair[1])])}"
         )
     return list(parameters.values())
+
+
+def _has_layers(owner: nn.Module) -> bool:
+    return any(_dimensions(param) >= 2 for param in owner._parameters.values() if param is not None)
 
 
 def _dimensions(parameter: Any) -> int:
