@@ -206,6 +206,12 @@ def test_the_clock_counts_steps_whoever_has_gradients():
     assert grouped == [3, 6, 9, 12]
     optimizer.add_param_group({"params": torch.nn.Parameter(torch.randn(2, 2))})
     assert optimizer.param_groups[1]["steps"] == 12
+    optimizer.param_groups[1]["params"][0].grad = torch.randn(2, 2)
+    for _ in range(2):
+        optimizer.step()
+    del optimizer.param_groups[0]
+    optimizer.step()
+    assert optimizer.grouping_report.step == 15
 
 
 def test_each_layer_is_compared_with_the_whole_model_whatever_its_interval():

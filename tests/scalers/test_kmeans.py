@@ -92,6 +92,17 @@ def test_centroids_ascend_and_are_the_means_of_their_bins():
     assert means == sorted(means)
 
 
+@pytest.mark.parametrize("n_clusters", [2, 3, 5])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_clusters_are_a_fixed_point_of_lloyds_iteration(name, n_clusters):
+    tensor = SAMPLES[name]().to(torch.bfloat16).float()
+    clusters, labels = cluster(tensor, n_clusters)
+    means = torch.stack([tensor[labels == c].double().mean() for c in range(n_clusters)])
+    middles = ((means[1:] + means[:-1]) / 2).float()
+    again = assign_labels(tensor, middles)
+    assert torch.equal(labels, again)
+
+
 def test_clusters_of_a_layer_do_not_depend_on_the_layers_beside_it():
     layers = [torch.randn(500) * 10.0**-i for i in range(20)]
     counts = torch.stack([count_values(layer)[0] for layer in layers])
