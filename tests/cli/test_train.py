@@ -48,3 +48,11 @@ def test_ctrl_c_before_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("gradscale.training.settings.read_command", interrupted)
     assert main(["config.yaml"]) == 130
     assert "stopped" in capsys.readouterr().err
+
+
+def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeypatch, capsys):
+    from gradscale.cli import train
+
+    monkeypatch.setattr(train, "_LIBRARIES", ("yaml", "no_such_library"))
+    assert train.main(["config.yaml"]) == 2
+    assert "no_such_library not installed: pip install 'gradscale[train]'" in capsys.readouterr().err

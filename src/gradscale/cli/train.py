@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ from itertools import groupby
 from gradscale.training.arguments import TrainArguments
 from gradscale.training.errors import ConfigError
 
+# Of the extra `train`; the optimizers alone need none of them.
+_LIBRARIES = ("transformers", "accelerate", "datasets", "tokenizers", "yaml")
 USAGE = "usage: gradscale train CONFIG.yaml [--key value ...]"
 
 
@@ -33,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} not installed: pip install 'gradscale[train]'")
     # Here, not above: --help and a wrong path are answered without loading torch.
     from gradscale.data.source import DataError
     from gradscale.training.settings import read_command
