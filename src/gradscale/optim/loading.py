@@ -88,9 +88,10 @@ class StateLoading(Optimizer):
                     if "scales" in own and param.numel() > 1:  # one element never leaves its initial scale
                         layers += 1
                         overdue += self.scaler.overdue(own, group)
-            # Of an optimizer that does not count its steps, the tensor that has seen most tells.
-            counts = [float(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
-            group.setdefault("steps", int(max(counts, default=0)))
+            # Of an optimizer that does not count its steps, the tensor that has seen most tells. The count is missing
+            # then, or 0 where torch.distributed.checkpoint filled it in.
+            counts = [int(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
+            group["steps"] = max(group.get("steps", 0), *counts, 0)
         # torch.distributed.checkpoint fills in what a checkpoint lacks with newly made state, of all layers then.
         ungrouped = unknown or (overdue if overdue == layers else 0)
         if ungrouped:
