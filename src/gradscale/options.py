@@ -10,7 +10,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 
 class OptionError(ValueError):
@@ -179,7 +179,7 @@ class RunLength:
 
     def check(self, value: Any) -> int | str | None:  # noqa: D102
         if value is None or value == DEFERRED:
-            return value  # type: ignore[no-any-return]
+            return cast("str | None", value)
         return Integer(1).check(value)
 
 

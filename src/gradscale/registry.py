@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from gradscale.option_tables import ADAM, SGG
 from gradscale.options import Option, nearest
@@ -40,7 +40,7 @@ class OptimizerEntry:
     def load(self) -> type[Any]:
         """Import and return the optimizer class."""
         module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+        return cast("type[Any]", getattr(importlib.import_module(module), attribute))
 
 
 _ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)})

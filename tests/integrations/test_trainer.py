@@ -99,7 +99,8 @@ def test_our_callback_comes_first_and_once(tmp_path):
 
 
 def test_tensorboard(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
     extra = {"logging_dir": str(tmp_path / "logs")} if "logging_dir" in TrainingArguments.__dataclass_fields__ else {}
     make(
         tmp_path, max_steps=2, optim_args="recluster_interval=1,n_clusters=2", report_to=["tensorboard"], **extra
@@ -126,7 +127,6 @@ def test_other_optimizers_log_nothing_of_ours(tmp_path):
 
 
 def test_hyper_parameter_search(tmp_path):
-    pytest.importorskip("optuna")
     trainer = make(tmp_path, {"model_init": tiny.model}, max_steps=2)
     trainer.eval_dataset = trainer.train_dataset
     groups = []

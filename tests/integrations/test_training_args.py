@@ -5,6 +5,8 @@ import io
 import json
 import multiprocessing
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -161,3 +163,21 @@ def test_run_length_interval_and_model(tmp_path):
     assert not {"model", "params", "optimizer_dict"} & set(kwargs)
     with pytest.raises(ValueError, match="needs the model"):
         Trainer.get_optimizer_cls_and_kwargs(args)
+
+
+def test_a_new_optimizer_needs_one_entry_and_nothing_else(tmp_path):
+    """In a process of its own: names are added when transformers is imported."""
+    code = """
+import dataclasses, sys
+from gradscale import registry
+entry = dataclasses.replace(registry.REGISTRY["sgg_adamw"], name="sgg_other", target="gradscale.optim.sgg_adam:SGGAdam")
+registry.REGISTRY = {**registry.REGISTRY, entry.name: entry}
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+parser = HfArgumentParser(TrainingArguments)
+assert "sgg_other" in parser.format_help()
+arguments = ["--output_dir", sys.argv[1], "--optim", "sgg_other", "--optim_args", "n_clusters=2", "--use_cpu"]
+(args,) = parser.parse_args_into_dataclasses(arguments)
+cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+assert cls.__name__ == "SGGAdam" and kwargs["n_clusters"] == 2, (cls, kwargs)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

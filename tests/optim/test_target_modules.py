@@ -96,7 +96,8 @@ def test_wrapped_names():
 
 
 def test_peft():
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = peft.get_peft_model(Model(), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     both = [f"{name}.lora_{side}.default" for name in Q for side in "AB"]
     for target in ("q_proj", r"layers\.\d\.q_proj", r".*q_proj", "base_model.model.layers.0.q_proj,layers.1.q_proj"):
@@ -108,7 +109,8 @@ def test_peft():
 
 
 def test_transposed_linear_layers_of_transformers():
-    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    from transformers.pytorch_utils import Conv1D as conv1d
+
     model = nn.Sequential(conv1d(4, 4), nn.LayerNorm(4))
     assert chosen(model, "all-linear") == ["0"]
 

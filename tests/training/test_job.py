@@ -258,7 +258,6 @@ def test_errors_before_anything_is_written(settings, write, tmp_path, capsys, wo
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes(settings, write, tmp_path):
     config = write(
         settings | {"optim": "sgg_adamw", "optim_args": {"recluster_interval": 2}, "max_steps": 4, "plot": True}

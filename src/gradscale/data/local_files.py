@@ -187,8 +187,8 @@ def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
-    from pyarrow import ArrowException  # type: ignore[import-untyped,unused-ignore]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped,unused-ignore]
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(path)

@@ -10,7 +10,7 @@ from gradscale.integrations.training_args_patch import entry_of
 from gradscale.options import DEFERRED
 
 
-class ScaleCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
+class ScaleCallback(TrainerCallback):
     """Serves every optimizer that has `set_total_steps` or `grouping_report`, and ignores all others.
 
     After a grouping, the next training log carries `sgg/...` keys (see `scale_statistics`), in `log_history` and in

@@ -41,7 +41,7 @@ def patch_trainer(module: ModuleType) -> None:
             # First: what it adds to the logs must be there when TensorBoard and its kind read them.
             callbacks.insert(0, ScaleCallback())
 
-    get_optimizer_cls_and_kwargs._gradscale = True  # type: ignore[attr-defined]
+    get_optimizer_cls_and_kwargs._gradscale = True  # type: ignore[attr-defined]  # our own mark
     trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)
     trainer.__init__ = __init__
 

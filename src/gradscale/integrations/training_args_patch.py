@@ -40,7 +40,7 @@ def patch_training_args(module: ModuleType) -> None:
         check_training_args(self)
         original(self)
 
-    __post_init__._gradscale = True  # type: ignore[attr-defined]
+    __post_init__._gradscale = True  # type: ignore[attr-defined]  # our own mark
     arguments.__post_init__ = __post_init__
 
 

@@ -159,6 +159,8 @@ class ScaledOptimizer(StateLoading):
         clock = 1 + max(int(group["steps"]) for group in self.param_groups)
         only_makes_state = clock == 1 and self._only_makes_state(updates)
         due = [not only_makes_state and self.scaler.due(clock, group) for group in self.param_groups]
+        # Once per group: reading a tensor on a GPU waits for it.
+        rates = [float(group["lr"]) for group in self.param_groups]
         for member in updates:
             self._init_state(member)
         if only_makes_state:
@@ -174,14 +176,14 @@ class ScaledOptimizer(StateLoading):
                 self._accumulate(member)
             report = self._observe(members, due, clock)
             for member in updates:
-                self._apply(member)
+                self._apply(member, rates[member.group_index])
             if report is not None:
                 self._report = report
                 self.scaler.warn(report)
         else:
             for member in updates:
                 self._accumulate(member)
-                self._apply(member)
+                self._apply(member, rates[member.group_index])
         return loss
 
     def _members(self) -> Iterator[Member]:
@@ -262,9 +264,9 @@ class ScaledOptimizer(StateLoading):
             )
         return self.scaler.observe(layers, clock)
 
-    def _apply(self, member: Member) -> None:
+    def _apply(self, member: Member, lr: float) -> None:
         param, group, state = local_part(member.param), member.group, self._local_state(member.param)
-        dtype, lr = arithmetic_dtype(param), float(group["lr"])
+        dtype = arithmetic_dtype(param)
         update = self.base.direction(state, group, dtype)
         if self.scaler.scales(member.param, group):
             update.mul_(self.scaler.factor(state[self.base.momentum], state, group, dtype))

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 _ECHO_SECONDS = 2.0
 
 
-class Interrupt(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class Interrupt(TrainerCallback):
     """Trainer callback and context manager that turns the first signal into a checkpoint and an orderly stop.
 
     Attributes:

@@ -15,7 +15,7 @@ from gradscale.training.scales_file import read_scales
 from gradscale.training.timing import inner_optimizer
 
 
-class ScaleLog(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class ScaleLog(TrainerCallback):
     """Trainer callback that writes every grouping report of the optimizer to `folder/scales.jsonl`.
 
     A line holds the Trainer's `step`, `global_mda`, `waiting` (names of layers) and `layers`: name to `numel`,

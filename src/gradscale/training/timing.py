@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 WARM_UP_STEPS = 3
 
 
-class StepTimer(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class StepTimer(TrainerCallback):
     """Trainer callback that times optimizer steps and everything between the begin and the end of a training step.
 
     Evaluation, checkpoints and logging lie outside. Seconds; steps after the warm-up only.
