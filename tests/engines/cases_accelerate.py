@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 from gradscale import SGGAdamW
 from gradscale.optim.rule import Layer
 from gradscale.optim.sgg_scaler import SGGScaler
-from gradscale.sharding.view import WHOLE
 from tests.engines.fsdp_on_cpu import relabel_cpu_ranks
 from tests.optim.training import batches, make_model
 
@@ -93,7 +92,7 @@ def regrouped(optimizer, before, clock):
         Layer(
             name=str(index),
             numel=after[index]["param"].numel(),
-            shard=WHOLE,
+            process_groups=(),
             momentum=after[index]["exp_avg"],
             state=state,
             group=groups[index],

@@ -63,14 +63,13 @@ def test_narrow_values_far_from_zero_are_resolved(ratio, absolute):
     """In double precision, so that the values themselves keep the differences that are looked for."""
     from gradscale.optim.rule import Layer
     from gradscale.optim.sgg_scaler import SGGScaler
-    from gradscale.sharding.view import WHOLE
 
     scaler = SGGScaler()
     group = {name: option.default for name, option in scaler.options.items()} | {"scaled": True, "total_steps": None}
     group["momentum_sign"] = "absolute" if absolute else "signed"
     momentum = -(torch.randn(40, 100, dtype=torch.float64) + ratio)
     state = {"scales": torch.ones(3), "boundaries": torch.zeros(2), "labels": torch.zeros(40, 100, dtype=torch.uint8)}
-    report = scaler.observe([Layer("l", 4000, WHOLE, momentum, state, group, True)], 1)
+    report = scaler.observe([Layer("l", 4000, (), momentum, state, group, True)], 1)
     key = momentum.abs() if absolute else momentum
     reference, centroids = lloyd(key.numpy(), 3)
     exact = [np.median(deviations(key)[reference == c]) for c in range(3)]

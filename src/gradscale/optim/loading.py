@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
 from torch.optim import Optimizer
 
+from gradscale.optim.layer_rows import KEY, Rows, as_floats, per_layer_keys, rows_of, with_rows
+from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.report import GroupingReport
-from gradscale.optim.roster import Roster
-from gradscale.optim.rule import BaseRule, Group, Scaler, Slot
-from gradscale.optim.state_io import check_form, check_state, hold_tensors, restore_state
+from gradscale.optim.rule import BaseRule, Group, Scaler, Slot, State
+from gradscale.optim.state_io import check_form, check_state, hold_tensors, new_tensor, restore_state, step_tensor
 from gradscale.option_tables import COMMON
+from gradscale.sharding import fsdp1
+from gradscale.sharding.roster import Roster
 
 
 class StateLoading(Optimizer):
@@ -22,7 +24,10 @@ class StateLoading(Optimizer):
     base: ClassVar[BaseRule]
     scaler: ClassVar[Scaler]
     _roster: Roster
+    _table: MemberTable
     _report: GroupingReport | None
+    _held: list[tuple[Member, float]]  # members whose momentum is up to date and whose update waits for a grouping
+    _ungrouped: set[int]  # ids of tensors whose state an engine brought back without groups
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state as saved by `state_dict()`, or by the plain base optimizer (whose layers then start ungrouped).
@@ -33,27 +38,54 @@ class StateLoading(Optimizer):
         Raises:
             ValueError: the state does not fit the parameters, or is damaged. Nothing has changed then.
         """
+        positions = self._roster.positions(self.param_groups)
         # Registered last, so that it runs after the user's own pre-hooks.
         handle = self.register_load_state_dict_pre_hook(_check_and_hold)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        self._roster.rebind(positions, self.param_groups)
 
-    def _slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
-        """State tensors of one parameter."""
-        slots = self.base.slots(param, group)
-        return {**slots, **self.scaler.slots(param, group)} if self.scaler.scales(param, group) else slots
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, in the form that the engine's checkpoints can take.
+
+        The per-layer state of tensors that FSDP1 or DeepSpeed flattened is in the param groups, by name of the layer.
+        """
+        # Registered first, so that the user's own hooks see the state dict as it is saved.
+        handle = self.register_state_dict_post_hook(_move_rows_to_groups, prepend=True)
+        try:
+            self._make_state_for_fsdp1()
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def _reset_engine_caches(self) -> None:
+        self._table = MemberTable(self._roster, self.scaler)
+        self._held = []
+        self._ungrouped = set()
+
+    def _slots(self, member: Member) -> dict[str, Slot]:
+        """State tensors of one tensor."""
+        slots = self.base.slots(member.param, member.group)
+        if member.scaled:
+            slots |= self.scaler.slots(member.param.shape, member.rows, member.group)
+        return slots
 
     def _checked(self, group: Group) -> Group:
-        raise NotImplementedError  # the step loop's
+        raise NotImplementedError  # the named optimizers' base class has it
 
-    def _check_loaded(self, state_dict: Mapping[str, Any]) -> None:
-        """Raise ValueError where the state does not fit. Group sizes are torch's to check, before any change."""
+    def _check_loaded(self, state_dict: Mapping[str, Any]) -> dict[Any, State]:
+        """Return the state of each parameter, with its per-layer state from wherever it travelled.
+
+        Raises:
+            ValueError: it does not fit. Group sizes are torch's to check, before any change.
+        """
         check_form(state_dict)
+        checked: dict[Any, State] = {}
         saved_groups = state_dict["param_groups"]
         if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in self.param_groups]:
-            return
+            return checked
         changed: dict[str, str] = {}
         for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
             merged = self._checked({**self.defaults, **saved})
@@ -63,13 +95,15 @@ class StateLoading(Optimizer):
             for place, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = state_dict["state"].get(key)
                 if state:
-                    entry = self._roster.find(param, index, place)
-                    owner = f"{type(self).__name__}, {entry.name if entry else key}"
+                    member = self._table.member(param, group, index, place, options=merged)
+                    slots, name = self._slots(member), ", ".join(segment.name for segment in member.view.segments[:3])
+                    checked[key] = with_rows(state, member, slots, saved.get(KEY))
                     required = {"step", *self.base.slots(param, merged)}
-                    check_state(state, self._slots(param, merged), required, owner=owner)
+                    check_state(checked[key], slots, required, owner=f"{type(self).__name__}, {name}")
         if changed:
             # As in torch, a checkpoint brings its own options. Nobody expects that of those typed for this run.
             warnings.warn(f"the loaded state goes on with its own {', '.join(changed.values())}", stacklevel=5)
+        return checked
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_roster": self._roster.of_groups(self.param_groups), "_report": self._report}
@@ -77,17 +111,21 @@ class StateLoading(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""
         super().__setstate__(state)
+        if not isinstance(self._roster, Roster):
+            self._roster = Roster.restored(self._roster, self.param_groups)
+            self._reset_engine_caches()
         layers = unknown = overdue = 0
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
+            group.pop(KEY, None)
             for key in (*COMMON, *self.base.options, *self.scaler.options):
                 group.setdefault(key, self.defaults[key])
-            for param in group["params"]:
+            for place, param in enumerate(group["params"]):
                 if self.state.get(param):
-                    own = self.state[param]
-                    unknown += "scales" in restore_state(own, self._slots(param, group), param)
+                    member, own = self._table.member(param, group, index, place), self.state[param]
+                    unknown += len(member.scaled) * ("scales" in restore_state(own, self._slots(member), param))
                     if "scales" in own and param.numel() > 1:  # one element never leaves its initial scale
-                        layers += 1
-                        overdue += self.scaler.overdue(own, group)
+                        layers += len(member.scaled)
+                        overdue += len(member.scaled) * self.scaler.overdue(own, group)
             # Of an optimizer that does not count its steps, the tensor that has seen most tells. The count is missing
             # then, or 0 where torch.distributed.checkpoint filled it in.
             counts = [int(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
@@ -102,8 +140,42 @@ class StateLoading(Optimizer):
                 stacklevel=3,
             )
 
+    def _make_state_for_fsdp1(self) -> None:
+        """Make the state of tensors that FSDP1 flattened: it loads only into state that is there already."""
+        if any(fsdp1.is_flattened(param) for group in self.param_groups for param in group["params"]):
+            for member in self._table.members(self.param_groups):
+                self._init_state(member)
+
+    def _init_state(self, member: Member) -> None:
+        """Make the state of a tensor that has none."""
+        param, state = member.param, self.state[member.param]
+        if not state:
+            state["step"] = step_tensor(0.0)
+            state.update({key: new_tensor(slot, param) for key, slot in self._slots(member).items()})
+
 
 def _check_and_hold(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StateLoading)  # registered by load_state_dict alone
-    optimizer._check_loaded(state_dict)
-    return hold_tensors(state_dict)
+    checked = optimizer._check_loaded(state_dict)
+    return hold_tensors({**state_dict, "state": {**state_dict["state"], **checked}})
+
+
+def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    assert isinstance(optimizer, StateLoading)  # registered by state_dict alone
+    rows: Rows = {}
+    for index, (packed, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=True)):
+        for place, (key, param) in enumerate(zip(packed["params"], group["params"], strict=True)):
+            state = state_dict["state"].get(key)
+            if not state:
+                continue
+            member = optimizer._table.member(param, group, index, place)
+            if member.view.flat:
+                slots = optimizer._slots(member)
+                rows |= rows_of(member, state, slots)
+                state = {name: state[name] for name in state if name not in per_layer_keys(member, slots)}
+                if member.view.stepped_apart is None:  # FSDP1
+                    state = as_floats(state, optimizer.base.momentum)
+                state_dict["state"][key] = state
+    if rows:
+        for packed in state_dict["param_groups"]:
+            packed[KEY] = rows

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gradscale.optim.report import GroupingReport
 from gradscale.options import Option
-from gradscale.sharding.view import Shard
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -47,7 +46,7 @@ class Layer:
     Attributes:
         name: for reports.
         numel: elements of the whole layer, on all ranks.
-        shard: what part of it is here.
+        process_groups: over which its parts are shared; empty where this rank holds all of it.
         momentum: the local part of its momentum.
         state: the local parts of its state.
         group: its param group.
@@ -57,7 +56,7 @@ class Layer:
 
     name: str
     numel: int
-    shard: Shard
+    process_groups: tuple[Any, ...]
     momentum: Tensor
     state: State
     group: Group
@@ -104,17 +103,24 @@ class Scaler(Protocol):
     def check(self, group: Group) -> None:
         """Raise OptionError where options that are right alone contradict each other."""
 
-    def scales(self, param: Tensor, group: Group) -> bool:
-        """Whether this parameter is scaled at all."""
+    def scales(self, shape: torch.Size, group: Group) -> bool:
+        """Whether a layer of this shape is scaled at all."""
 
-    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
-        """State tensors of one scaled parameter."""
+    def slots(self, shape: torch.Size, layers: int | None, group: Group) -> dict[str, Slot]:
+        """State tensors of one tensor of this shape with scaled layers in it.
+
+        Args:
+            shape: shape of the tensor, which that of per-element state is.
+            layers: number of scaled layers in a flat tensor: per-layer state has a row for each. None for a tensor that
+                is one layer: its state has no such dimension.
+            group: its param group.
+        """
 
     def due(self, clock: int, group: Group) -> bool:
         """Whether the layers of this group take part in statistics at training step `clock`."""
 
     def overdue(self, state: State, group: Group) -> bool:
-        """Whether a layer with this state should have been in statistics before, and was not."""
+        """Whether a tensor with this state should have been in statistics before, and was not."""
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Take statistics of all layers and move the scales of those that are due, in place. Never raises for data."""

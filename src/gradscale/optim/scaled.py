@@ -1,44 +1,29 @@
-"""The one step loop: base rule x scaler over a sharding view."""
+"""The base class of the named optimizers: construction, options and param groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from gradscale.optim.loading import StateLoading
 from gradscale.optim.param_groups import as_list, group_members, names_of, split_by_target, tensor_of
 from gradscale.optim.report import GroupingReport
-from gradscale.optim.roster import Roster
-from gradscale.optim.rule import Group, Layer, State, arithmetic_dtype
-from gradscale.optim.state_io import new_tensor, step_tensor
+from gradscale.optim.rule import Group
+from gradscale.optim.step_loop import StepLoop
 from gradscale.option_tables import COMMON, LEARNING_RATE, TORCH_SWITCHES
 from gradscale.options import Integer, Option, OptionError, check_option, check_options
-from gradscale.sharding.reduce import any_rank
-from gradscale.sharding.view import Shard, UnsupportedShardingError, local_part, view
+from gradscale.sharding.roster import Roster
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A parameter at its place in `param_groups`, as `step()` finds it."""
-
-    param: Tensor
-    group: Group
-    group_index: int
-    name: str
-    shard: Shard
-
-
-class ScaledOptimizer(StateLoading):
+class ScaledOptimizer(StepLoop):
     """Base class of the named optimizers.
 
-    A subclass names its base rule and its scaler and writes an explicit `__init__`; the loop, the state, copying and
-    loading are here.
+    A subclass names its base rule and its scaler and writes an explicit `__init__`; the rest is here, in the step loop
+    and in loading.
     """
 
     def __init__(
@@ -67,6 +52,7 @@ class ScaledOptimizer(StateLoading):
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
         self._roster = Roster()
+        self._reset_engine_caches()
         self._module_names = names_of(module)
         self._report: GroupingReport | None = None
         super().__init__(params, self._checked({**defaults, "scaled": True}))
@@ -112,7 +98,8 @@ class ScaledOptimizer(StateLoading):
         group["steps"] = max((int(other["steps"]) for other in self.param_groups), default=0)
         super().add_param_group(group)
         names = getattr(self, "_module_names", {})
-        self._roster.add_group([(name or names.get(p), p) for name, p in group_members(self.param_groups[-1])])
+        added = self.param_groups[-1]
+        self._roster.add_group(added, [(name or names.get(p), p) for name, p in group_members(added)])
 
     def _checked(self, group: Group) -> Group:
         """Return a copy of a group, which has every option, with all of them checked and in canonical type."""
@@ -144,139 +131,6 @@ class ScaledOptimizer(StateLoading):
             eagerly: Any = torch.compiler.disable  # untyped in torch
             return cast("float | None", eagerly(self._step)(closure))
         return self._step(closure)
-
-    def _step(self, closure: Callable[[], float] | None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        members = list(self._members())
-        updates = [member for member in members if member.param.grad is not None]
-        if not updates:
-            return loss
-        self._refuse_unsupported(updates)
-        # Counted in the groups: no single parameter need have a gradient in every step.
-        clock = 1 + max(int(group["steps"]) for group in self.param_groups)
-        only_makes_state = clock == 1 and self._only_makes_state(updates)
-        due = [not only_makes_state and self.scaler.due(clock, group) for group in self.param_groups]
-        # Once per group: reading a tensor on a GPU waits for it.
-        rates = [float(group["lr"]) for group in self.param_groups]
-        for member in updates:
-            self._init_state(member)
-        if only_makes_state:
-            return loss
-        for group in self.param_groups:
-            group["steps"] = clock
-        for member in updates:
-            self.state[member.param]["step"] += 1
-
-        if any(due):
-            # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
-            for member in updates:
-                self._accumulate(member)
-            report = self._observe(members, due, clock)
-            for member in updates:
-                self._apply(member, rates[member.group_index])
-            if report is not None:
-                self._report = report
-                self.scaler.warn(report)
-        else:
-            for member in updates:
-                self._accumulate(member)
-                self._apply(member, rates[member.group_index])
-        return loss
-
-    def _members(self) -> Iterator[Member]:
-        for index, group in enumerate(self.param_groups):
-            for place, param in enumerate(group["params"]):
-                entry = self._roster.find(param, index, place)
-                if entry is None:
-                    raise UnsupportedShardingError(
-                        "an engine put parameters of its own where the optimizer was given none. Train on one process, "
-                        "with DDP or with FSDP2, or use an optimizer without scaling (adamw_torch_fused)."
-                    )
-                yield Member(param, group, index, entry.name, view(param, entry.shape))
-
-    def _refuse_unsupported(self, updates: list[Member]) -> None:
-        for member in updates:
-            if member.param.grad is not None and member.param.grad.layout != torch.strided:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        if updates[0].param.is_cuda and torch.cuda.is_current_stream_capturing():
-            # A graph would replay the kernels of this step and never group again.
-            raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
-
-    def _only_makes_state(self, updates: list[Member]) -> bool:
-        """Whether this first step is only asked for to have state to load into.
-
-        torch.distributed.checkpoint does that, with a learning rate of 0 and gradients of 0. Such a step must not
-        count: not towards the next grouping, and not as one whose run length should be known.
-        """
-        if any(float(group["lr"]) != 0 for group in self.param_groups):
-            return False
-        moves = any(bool(local_part(cast(Tensor, member.param.grad)).any()) for member in updates)
-        return not any_rank(moves, [member.shard for member in updates], updates[0].param.device)
-
-    def _init_state(self, member: Member) -> None:
-        param, state = member.param, self.state[member.param]
-        if not state:
-            state["step"] = step_tensor(0.0)
-            slots = self._slots(param, member.group)
-            state.update({key: new_tensor(slot, param) for key, slot in slots.items()})
-
-    def _local_state(self, param: Tensor) -> State:
-        """State of a parameter with the local parts of its tensors, which share memory with it."""
-        return {
-            key: local_part(value) if isinstance(value, Tensor) else value for key, value in self.state[param].items()
-        }
-
-    def _accumulate(self, member: Member) -> None:
-        param, group = local_part(member.param), member.group
-        dtype = arithmetic_dtype(param)
-        grad = local_part(cast(Tensor, member.param.grad)).to(dtype)
-        if group["maximize"]:
-            grad = -grad
-        if group["weight_decay"] != 0 and not self.base.decoupled_weight_decay:
-            grad = grad.add(param.to(dtype), alpha=group["weight_decay"])
-        self.base.accumulate(grad, self._local_state(member.param), group)
-
-    def _observe(self, members: list[Member], due: list[bool], clock: int) -> GroupingReport | None:
-        layers = []
-        for member in members:
-            if not self.scaler.scales(member.param, member.group):
-                continue
-            if member.shard.process_groups:
-                # Every rank takes part for every layer, also for one that had no gradient here.
-                self._init_state(member)
-            elif not self.state.get(member.param) or member.param.is_meta:
-                continue
-            state = self._local_state(member.param)
-            momentum = state[self.base.momentum]
-            layers.append(
-                Layer(
-                    name=member.name,
-                    numel=member.param.numel(),
-                    shard=member.shard,
-                    momentum=momentum,
-                    state=state,
-                    group=member.group,
-                    due=due[member.group_index],
-                )
-            )
-        return self.scaler.observe(layers, clock)
-
-    def _apply(self, member: Member, lr: float) -> None:
-        param, group, state = local_part(member.param), member.group, self._local_state(member.param)
-        dtype = arithmetic_dtype(param)
-        update = self.base.direction(state, group, dtype)
-        if self.scaler.scales(member.param, group):
-            update.mul_(self.scaler.factor(state[self.base.momentum], state, group, dtype))
-        value = param if param.dtype == dtype else param.to(dtype)
-        if group["weight_decay"] != 0 and self.base.decoupled_weight_decay:
-            # Not scaled by the factor: it belongs to the parameter, not to its gradient.
-            value.mul_(1 - lr * group["weight_decay"])
-        value.add_(update, alpha=-lr)
-        if value is not param:
-            param.copy_(value)
 
 
 def _checked_lr(lr: Any) -> float | Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -66,20 +67,21 @@ class SGGScaler:
                 "of the whole run), or give recluster_interval as a number of steps"
             )
 
-    def scales(self, param: Tensor, group: Group) -> bool:
+    def scales(self, shape: torch.Size, group: Group) -> bool:
         """Layers are tensors of two or more dimensions; one cluster has nothing to compare with."""
         compares = group["n_clusters"] > 1 or group["grouping"] == "layer"
-        return bool(group["scaled"] and compares and param.dim() >= 2 and param.numel() > 0)
+        return bool(group["scaled"] and compares and len(shape) >= 2 and math.prod(shape) > 0)
 
-    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
+    def slots(self, shape: torch.Size, layers: int | None, group: Group) -> dict[str, Slot]:
         """Scales of 1 and boundaries above everything: until the first grouping all elements are in cluster 0."""
         n_clusters = _clusters(group)
+        rows = [] if layers is None else [layers]
         slots = {
-            "scales": Slot(torch.float32, torch.Size([n_clusters]), 1.0, lowest=0.0, highest=_LARGEST_SCALE),
-            "boundaries": Slot(torch.float32, torch.Size([n_clusters - 1]), float("inf"), ascending=True),
+            "scales": Slot(torch.float32, torch.Size([*rows, n_clusters]), 1.0, lowest=0.0, highest=_LARGEST_SCALE),
+            "boundaries": Slot(torch.float32, torch.Size([*rows, n_clusters - 1]), float("inf"), ascending=True),
         }
         if _keeps_labels(group):
-            slots["labels"] = Slot(torch.uint8, param.shape, lowest=0, highest=n_clusters - 1)
+            slots["labels"] = Slot(torch.uint8, shape, lowest=0, highest=n_clusters - 1)
         return slots
 
     def due(self, clock: int, group: Group) -> bool:
@@ -88,7 +90,7 @@ class SGGScaler:
 
     def overdue(self, state: State, group: Group) -> bool:
         """Scales at their initial value after a first grouping was due, or after steps of a run of unknown length."""
-        if len(state["scales"]) == 1 or (state["scales"] != 1).any() or state["boundaries"].isfinite().any():
+        if state["scales"].shape[-1] == 1 or (state["scales"] != 1).any() or state["boundaries"].isfinite().any():
             return False
         deferred = isinstance(group["recluster_interval"], float) and group["total_steps"] == DEFERRED
         return float(state["step"]) >= (1 if deferred else interval_in_steps(group))
@@ -163,7 +165,9 @@ def _count_layers(layers: list[Layer], centers: list[float], device: torch.devic
         absolute = layer.group["momentum_sign"] == "absolute"
         counts, bad = count_values(layer.momentum, absolute=absolute, center=center)
         local.append(torch.cat([counts, bad.unsqueeze(0)]).to(device))
-    return sum_over_shards(local, [layer.shard for layer in layers], largest=max(layer.numel for layer in layers))
+    return sum_over_shards(
+        local, [layer.process_groups for layer in layers], largest=max(layer.numel for layer in layers)
+    )
 
 
 def _refined(layers: list[Layer], counts: Tensor) -> tuple[Tensor, Tensor]:

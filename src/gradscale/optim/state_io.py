@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradscale.optim.rule import Slot, State
-from gradscale.sharding.view import local_part
+from gradscale.sharding.dtensor import local_part
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _wrong(value: Any, slot: Slot) -> str:
     # Other optimizers and engines hand back labels as floats; what counts is that they are labels.
     values = local_part(value).detach()
     whole = slot.dtype.is_floating_point or not values.is_floating_point() or bool((values == values.floor()).all())
-    unordered = slot.ascending and bool((values[1:] < values[:-1]).any())
+    unordered = slot.ascending and bool((values[..., 1:] < values[..., :-1]).any())
     if (values.is_floating_point() and not slot.may_be_nan and bool(values.isnan().any())) or not whole or unordered:
         return "values that are not " + ("in order" if unordered else "whole" if not whole else "numbers")
     if values.numel() and bool(((values < slot.lowest) | (values > slot.highest)).any()):

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from gradscale.sharding.view import ADVICE, ParamInfo, TensorView, UnsupportedShardingError, whole
+
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor. Plain runs never import torch.distributed for this."""
@@ -18,22 +20,29 @@ def is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def process_groups(tensor: Tensor) -> tuple[Any, ...]:
-    """Process groups of the mesh dimensions over which a DTensor is sharded; its copies on the others are equal.
+def view(param: Tensor, info: ParamInfo) -> TensorView:
+    """View of a DTensor.
 
     Raises:
-        ValueError: a placement is neither a shard nor a replica (a partial sum, say).
+        UnsupportedShardingError: it has another shape than the parameter that it replaced, or a placement is neither a
+            shard nor a replica (a partial sum, say).
     """
-    sharded: Any = tensor
+    if info.shape is not None and param.shape != info.shape:
+        raise UnsupportedShardingError(
+            f"a DTensor of shape {list(param.shape)} replaced {info.name} {list(info.shape)}. {ADVICE}"
+        )
+    sharded: Any = param
     groups = []
     for dimension, placement in enumerate(sharded.placements):
         if placement.is_partial() or not (placement.is_replicate() or hasattr(placement, "dim")):
-            raise ValueError(f"a parameter with the DTensor placement {placement} is not supported")
+            raise UnsupportedShardingError(
+                f"{info.name} has the DTensor placement {placement}, which is not supported. {ADVICE}"
+            )
         if not placement.is_replicate() and sharded.device_mesh.size(dimension) > 1:
             groups.append(sharded.device_mesh.get_group(dimension))
-    return tuple(groups)
+    return whole(param, info.name, tuple(groups), local_part(param).numel())
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The elements of a DTensor on this rank, in shared memory."""
-    return cast(Tensor, cast(Any, tensor).to_local())
+    """Return the plain tensor with this rank's elements; it shares memory with `tensor`, which may be one already."""
+    return cast(Tensor, cast(Any, tensor).to_local()) if is_dtensor(tensor) else tensor

@@ -1,0 +1,160 @@
+"""Tensors of `param_groups` as the step loop sees them: with their segments, and the layers among these to scale."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscale.optim.rule import Group, Layer, Scaler, State
+from gradscale.sharding import engines
+from gradscale.sharding.dtensor import local_part
+from gradscale.sharding.roster import Roster
+from gradscale.sharding.view import Segment, TensorView
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tensor of `param_groups` as `step()` finds it.
+
+    Attributes:
+        param: the tensor.
+        group: its param group.
+        view: what is in it.
+        scaled: the segments of layers that are scaled; row i of a flat tensor's per-layer state is that of the i-th.
+    """
+
+    param: Tensor
+    group: Group
+    view: TensorView
+    scaled: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int | None:
+        """Scaled layers in a flat tensor; None for a tensor that is one layer."""
+        return len(self.scaled) if self.view.flat else None
+
+    @property
+    def has_nothing_here(self) -> bool:
+        """Whether an engine keeps all elements of this flat tensor on other ranks (and gives it no gradient here)."""
+        return self.view.flat and self.param.numel() == 0
+
+    def parts(self, state: State, momentum: str) -> Iterator[tuple[Segment, slice | None, State]]:
+        """Yield each scaled segment, its place in the flattened tensor (None: all of it) and its part of the state.
+
+        The parts share memory with the state. In that of a flat tensor is what belongs to the layer alone.
+        """
+        if not self.view.flat:
+            yield from ((segment, None, state) for segment in self.scaled)
+            return
+        for row, segment in enumerate(self.scaled):
+            place = slice(segment.start, segment.start + segment.length)
+            per_element = state[momentum].shape
+            part = {}
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == per_element:
+                    part[key] = value[place]
+                elif isinstance(value, Tensor) and value.dim() > 1:
+                    part[key] = value[row]
+            yield segment, place, part
+
+
+@dataclass
+class _Known:
+    param: weakref.ref[Tensor]
+    shape: torch.Size
+    view: TensorView
+    checked: bool = False
+
+
+class MemberTable:
+    """Finds the members of param groups; what engines did is read once per tensor."""
+
+    def __init__(self, roster: Roster, scaler: Scaler) -> None:
+        self._roster = roster
+        self._scaler = scaler
+        self._views: dict[int, _Known] = {}
+
+    def member(self, param: Tensor, group: Group, index: int, place: int, options: Group | None = None) -> Member:
+        """Return the member that stands at this place of `param_groups`.
+
+        Args:
+            param: the tensor.
+            group: its param group.
+            index: where the group stands.
+            place: where the tensor stands in the group.
+            options: the group whose options count, if it is another.
+
+        Raises:
+            UnsupportedShardingError: an engine that is not supported has put the tensor there.
+        """
+        view = self._view(param, group, index, place)
+        options = group if options is None else options
+        scaled = tuple(segment for segment in view.segments if self._scaler.scales(segment.shape, options))
+        return Member(param, options, view, scaled)
+
+    def members(self, groups: Sequence[Group]) -> list[Member]:
+        """Return all members of param groups, in order. Raises as `member`."""
+        return [
+            self.member(param, group, index, place)
+            for index, group in enumerate(groups)
+            for place, param in enumerate(group["params"])
+        ]
+
+    def training_step(self, members: list[Member]) -> list[Member]:
+        """Return the members that make one training step with these, for which the engine may call `step()` apart."""
+        apart = next((member.view.stepped_apart for member in members if member.view.stepped_apart), None)
+        if apart is None:
+            return members
+        together = []
+        for tensor, original in apart():
+            group = self._roster.group_of(original)
+            assert group is not None  # the tensor's view has found it as well
+            together.append(self.member(tensor, group, -1, 0))
+        return together
+
+    def unchecked(self, members: list[Member]) -> list[Member]:
+        """Return the members that are sharded and have not been returned before."""
+        new = []
+        for member in members:
+            known = self._views[id(member.param)]
+            if not known.checked and (member.view.flat or member.view.process_groups):
+                known.checked = True
+                new.append(member)
+        return new
+
+    def _view(self, param: Tensor, group: Group, index: int, place: int) -> TensorView:
+        known = self._views.get(id(param))
+        if known is None or known.param() is not param or known.shape != param.shape:
+            view = engines.view(param, group, index, place, self._roster)
+            known = self._views[id(param)] = _Known(weakref.ref(param), param.shape, view)
+        return known.view
+
+
+def local_state(state: State) -> State:
+    """State of a tensor with the local parts of its tensors, which share memory with it."""
+    return {key: local_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def layers_of(member: Member, state: State, momentum: str, *, due: bool) -> Iterator[Layer]:
+    """Yield the scaled layers of a member, as scalers take them.
+
+    Args:
+        member: the member.
+        state: its local state.
+        momentum: key of the momentum in it.
+        due: whether the scales of its group move now.
+    """
+    for segment, _, part in member.parts(state, momentum):
+        yield Layer(
+            name=segment.name,
+            numel=segment.numel,
+            process_groups=segment.process_groups,
+            momentum=part[momentum],
+            state=part,
+            group=member.group,
+            due=due,
+        )

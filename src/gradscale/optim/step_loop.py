@@ -1,0 +1,208 @@
+"""The one step loop: base rule x scaler over a sharding view."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from gradscale.optim.layer_rows import KEY, with_rows
+from gradscale.optim.loading import StateLoading
+from gradscale.optim.members import Member, layers_of, local_state
+from gradscale.optim.report import GroupingReport
+from gradscale.optim.rule import Layer, arithmetic_dtype
+from gradscale.optim.state_io import restore_state, step_tensor
+from gradscale.sharding.coverage import check_coverage
+from gradscale.sharding.dtensor import local_part
+from gradscale.sharding.reduce import largest_on_any_rank
+
+
+class StepLoop(StateLoading):
+    """An optimizer that steps. See `ScaledOptimizer`."""
+
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        members = self._table.members(self.param_groups)
+        updates = _with_updates(members)
+        if not updates:
+            return loss
+        self._refuse_unsupported(updates)
+        self._first_use(members)
+        clock = self._clock(updates)
+        only_makes_state = clock == 1 and self._only_makes_state(updates)
+        if not only_makes_state:
+            # Before anything is changed: it raises where the run length is not known.
+            together = self._table.training_step(members)
+            due = self._due_groups(together, clock)
+        # Once per group: reading a tensor on a GPU waits for it.
+        rates = {id(group): float(group["lr"]) for group in self.param_groups}
+        for member in updates:
+            self._init_state(member)
+        if only_makes_state:
+            return loss
+        for group in self.param_groups:
+            group["steps"] = clock
+        for member in updates:
+            self.state[member.param]["step"] += 1
+
+        # An engine that steps its tensors apart has further calls in this training step: the grouping is in the last
+        # of those that bring a scaled layer.
+        apart = updates[0].view.stepped_apart is not None
+        if not due or (apart and not any(member.scaled for member in updates)):
+            for member in updates:
+                self._accumulate(member)
+                self._apply(member, rates[id(member.group)])
+            return loss
+        # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
+        for member in updates:
+            self._accumulate(member)
+            self._held.append((member, rates[id(member.group)]))
+        if self._all_stepped(together, clock):
+            report = self._observe(together, due, clock)
+            held, self._held = self._held, []
+            current = {id(member.param) for member in updates}
+            for member, lr in held:
+                self._apply(member, lr)
+                if id(member.param) not in current and member.view.publish is not None:
+                    member.view.publish()
+            if report is not None:
+                self._report = report
+                self.scaler.warn(report)
+        return loss
+
+    def _clock(self, updates: list[Member]) -> int:
+        """Number of the training step that begins."""
+        if updates[0].view.stepped_apart is not None:
+            # One call is not one training step, but every tensor has a gradient in each of them.
+            return 1 + int(self.state.get(updates[0].param, {}).get("step", 0))
+        # Counted in the groups: no single parameter need have a gradient in every step.
+        return 1 + max(int(group["steps"]) for group in self.param_groups)
+
+    def _due_groups(self, together: list[Member], clock: int) -> set[int]:
+        """Ids of the param groups whose layers are grouped in this training step, if any layer is scaled at all."""
+        groups = {id(member.group): member.group for member in together if member.scaled}
+        regroup = any(id(member.param) in self._ungrouped for member in together)
+        return {key for key, group in groups.items() if regroup or self.scaler.due(clock, group)}
+
+    def _all_stepped(self, together: list[Member], clock: int) -> bool:
+        """Whether the momenta of all scaled layers include the gradients of this training step."""
+        return all(
+            member.view.stepped_apart is None or self.state.get(member.param, {}).get("step", 0) >= clock
+            for member in together
+            if member.scaled
+        )
+
+    def _refuse_unsupported(self, updates: list[Member]) -> None:
+        for member in updates:
+            if member.param.grad is not None and member.param.grad.layout != torch.strided:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if any(member.param is held.param for held, _ in self._held):
+                raise RuntimeError(
+                    f"DeepSpeed left some of {type(self).__name__}'s tensors out of the last step, in which all layers "
+                    "were to be grouped"
+                )
+        if updates[0].param.is_cuda and torch.cuda.is_current_stream_capturing():
+            # A graph would replay the kernels of this step and never group again.
+            raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
+
+    def _first_use(self, members: list[Member]) -> None:
+        """Check what engines sharded, and take over state that one of them wrote without asking. Once per tensor."""
+        new = self._table.unchecked(members)
+        if not new:
+            return
+        check_coverage([member.view for member in new])
+        states = [self.state.get(member.param, {}) for member in new]
+        steps = [int(state.get("step", 0)) for state in states]
+        bare = [
+            int(bool(state) and not self._slots(m).keys() <= state.keys()) for m, state in zip(new, states, strict=True)
+        ]
+        # A rank that has nothing but padding of a tensor may have been left out.
+        agreed = largest_on_any_rank([*steps, *bare], [member.view.process_groups for member in new])
+        for member, step, is_bare in zip(new, agreed[: len(new)], agreed[len(new) :], strict=True):
+            if is_bare:
+                state = with_rows(self.state[member.param], member, self._slots(member), member.group.get(KEY))
+                restore_state(state, self._slots(member), member.param)
+                self.state[member.param] = state
+                self.state[member.param]["step"] = step_tensor(float(step))
+                self._ungrouped.update({id(member.param)} if member.scaled else ())
+        for group in self.param_groups:
+            group.pop(KEY, None)
+        if self._ungrouped:
+            warnings.warn(
+                f"the checkpoint brought moments but no labels for {len(self._ungrouped)} tensors (it is one for "
+                "another number of ranks): their layers are grouped in this step",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _only_makes_state(self, updates: list[Member]) -> bool:
+        """Whether this first step is only asked for to have state to load into.
+
+        torch.distributed.checkpoint does that, with a learning rate of 0 and gradients of 0. Such a step must not
+        count: not towards the next grouping, and not as one whose run length should be known.
+        """
+        if any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        if any(member.view.stepped_apart is not None for member in updates):
+            return False
+        moves = any(bool(local_part(member.param.grad).any()) for member in updates if member.param.grad is not None)
+        return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in updates])[0]
+
+    def _accumulate(self, member: Member) -> None:
+        if member.param.grad is None:  # nothing of it is here
+            return
+        param, group = local_part(member.param), member.group
+        dtype = arithmetic_dtype(param)
+        grad = local_part(member.param.grad).to(dtype)
+        if group["maximize"]:
+            grad = -grad
+        if group["weight_decay"] != 0 and not self.base.decoupled_weight_decay:
+            grad = grad.add(param.to(dtype), alpha=group["weight_decay"])
+        self.base.accumulate(grad, local_state(self.state[member.param]), group)
+
+    def _observe(self, members: list[Member], due: set[int], clock: int) -> GroupingReport | None:
+        layers: list[Layer] = []
+        for member in members:
+            if not member.scaled or member.param.is_meta:
+                continue
+            if member.view.process_groups:
+                # Every rank takes part for every layer, also for one that had no gradient here.
+                self._init_state(member)
+            elif not self.state.get(member.param):
+                continue
+            state = local_state(self.state[member.param])
+            layers.extend(layers_of(member, state, self.base.momentum, due=id(member.group) in due))
+        report = self.scaler.observe(layers, clock)
+        if report is not None and self._ungrouped:
+            self._ungrouped.clear()
+        return report
+
+    def _apply(self, member: Member, lr: float) -> None:
+        if member.param.grad is None and member.has_nothing_here:
+            return
+        param, group, state = local_part(member.param), member.group, local_state(self.state[member.param])
+        dtype = arithmetic_dtype(param)
+        update = self.base.direction(state, group, dtype)
+        for _, place, part in member.parts(state, self.base.momentum):
+            scaled = update if place is None else update[place]
+            scaled.mul_(self.scaler.factor(part[self.base.momentum], part, group, dtype))
+        value = param if param.dtype == dtype else param.to(dtype)
+        if group["weight_decay"] != 0 and self.base.decoupled_weight_decay:
+            # Not scaled by the factor: it belongs to the parameter, not to its gradient.
+            value.mul_(1 - lr * group["weight_decay"])
+        value.add_(update, alpha=-lr)
+        if value is not param:
+            param.copy_(value)
+
+
+def _with_updates(members: list[Member]) -> list[Member]:
+    """Members that this step updates: those with gradients, and those of which the gradient is on other ranks."""
+    updates = [member for member in members if member.param.grad is not None]
+    nothing_here = [member for member in members if member.param.grad is None and member.has_nothing_here]
+    if not updates and len(nothing_here) < len(members):
+        return []  # a step without any gradient
+    return [member for member in members if member.param.grad is not None or member.has_nothing_here]

@@ -1,0 +1,104 @@
+"""FSDP1 (`FullyShardedDataParallel`), with `use_orig_params` either way.
+
+FSDP1 flattens the parameters of a unit into one `FlatParameter`, of which each rank keeps an equal stretch. Optimizers
+see either that vector or, with `use_orig_params=True`, one vector per parameter with what lies inside the stretch: of 0
+elements, and without a gradient, on the ranks that have nothing of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscale.sharding.view import ADVICE, ParamInfo, Segment, TensorView, UnsupportedShardingError, whole
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def is_flattened(param: Tensor) -> bool:
+    """Whether FSDP1 manages this parameter."""
+    return bool(getattr(param, "_fsdp_flattened", False)) or hasattr(param, "_sharded_size")
+
+
+def view(param: Tensor, info: ParamInfo) -> TensorView:
+    """View of a `FlatParameter`, or of a parameter inside one.
+
+    Raises:
+        UnsupportedShardingError: the parameter belongs to no live FSDP1 module.
+    """
+    handle = _handle_of(param)
+    if handle is None:
+        raise UnsupportedShardingError(
+            f"{info.name} was flattened by FSDP1, and no live FSDP1 module holds it any more. Make the "
+            f"optimizer after wrapping the model, from the wrapped model's parameters. {ADVICE}"
+        )
+    flat: Any = handle.flat_param
+    groups = (handle.process_group,) if handle.uses_sharded_strategy and handle.world_size > 1 else ()
+    if flat is param:
+        # Names of the parameters in it are relative to the unit.
+        names = [f"{_unit_of(info.name)}{name}" for name in flat._fqns]
+        segments = tuple(
+            _segment(name, shape, place, place.offset_in_shard if place.in_shard else 0, groups)
+            for name, shape, place in zip(names, flat._shapes, flat._shard_param_infos, strict=True)
+        )
+        return TensorView(segments, flat=True)
+    index = next(i for i, one in enumerate(flat._params) if one is param)
+    place, shape = flat._shard_param_infos[index], flat._shapes[index]
+    if not groups and param.shape == shape:
+        return whole(param, info.name)
+    if param.numel() != (place.numel_in_shard if place.in_shard else 0):
+        raise UnsupportedShardingError(
+            f"{info.name} holds {param.numel()} elements where FSDP1 keeps {place.numel_in_shard or 0}: "
+            "call step() when FSDP1 has sharded the parameters again (outside of summon_full_params)"
+        )
+    name = _without_wrappers(info.name)
+    return TensorView((_segment(name, shape, place, 0, groups),), flat=True)
+
+
+def _segment(name: str, shape: torch.Size, place: Any, start: int, groups: tuple[Any, ...]) -> Segment:
+    if not place.in_shard:
+        return Segment(name, shape, 0, 0, 0, groups)
+    return Segment(name, shape, start, place.numel_in_shard, place.intra_param_start_idx, groups)
+
+
+_handles: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _handle_of(param: Tensor) -> Any:
+    """The live `FlatParamHandle` that holds a parameter.
+
+    Neither the parameters nor the optimizer lead to it (the model does, which an optimizer need not be given), but it
+    is a Python object that something keeps alive.
+    """
+    for search in (list, _find_handles):
+        for handle in search(_handles):
+            flat = handle.flat_param
+            if param is flat or any(one is param for one in flat._params or ()):
+                return handle
+    return None
+
+
+def _find_handles(known: weakref.WeakSet[Any]) -> list[Any]:
+    kind = sys.modules["torch.distributed.fsdp._flat_param"].FlatParamHandle
+    for one in gc.get_objects():
+        if type(one) is kind:
+            known.add(one)
+    return list(known)
+
+
+def _without_wrappers(name: str) -> str:
+    """A parameter's name in the model as it was before wrapping."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _unit_of(name: str) -> str:
+    """What the names of parameters in a `FlatParameter` are relative to: the unit's name, or that of the vector."""
+    unit, _, last = _without_wrappers(name).rpartition(".")
+    if last == "_flat_param":
+        return f"{unit}." if unit else ""
+    return f"{name}: "
