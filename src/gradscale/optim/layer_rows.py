@@ -2,8 +2,8 @@
 
 In memory it is a tensor with a row per layer. FSDP1 takes state that is shaped like its parameters, or equal for all
 of them; DeepSpeed's universal checkpoint takes nothing but moments. Both keep param groups as they are, so that is
-where the rows travel: by the name of the layer, in every group (DeepSpeed's universal checkpoint hands that of the first
-to all).
+where the rows travel: by the name of the layer, in every group (DeepSpeed's universal checkpoint hands that of the
+first to all).
 """
 
 from __future__ import annotations

@@ -34,13 +34,14 @@ class StepLoop(StateLoading):
         self._first_use(members)
         clock = self._clock(updates)
         only_makes_state = clock == 1 and self._only_makes_state(updates)
-        if not only_makes_state:
-            # Before anything is changed: it raises where the run length is not known.
-            together = self._table.training_step(members)
-            due = self._due_groups(together, clock)
+        together = self._table.training_step(members)
+        # Before anything is changed: it raises where the run length is not known.
+        due = set() if only_makes_state else self._due_groups(together, clock)
         # Once per group: reading a tensor on a GPU waits for it.
         rates = {id(group): float(group["lr"]) for group in self.param_groups}
-        for member in updates:
+        apart = updates[0].view.stepped_apart is not None
+        # DeepSpeed looks up the state of all its tensors after the first call, for its own accessors.
+        for member in together if apart else updates:
             self._init_state(member)
         if only_makes_state:
             return loss
@@ -51,7 +52,6 @@ class StepLoop(StateLoading):
 
         # An engine that steps its tensors apart has further calls in this training step: the grouping is in the last
         # of those that bring a scaled layer.
-        apart = updates[0].view.stepped_apart is not None
         if not due or (apart and not any(member.scaled for member in updates)):
             for member in updates:
                 self._accumulate(member)

@@ -37,9 +37,9 @@ def view(param: Tensor, info: ParamInfo) -> TensorView:
             f"{info.name} was flattened by FSDP1, and no live FSDP1 module holds it any more. Make the "
             f"optimizer after wrapping the model, from the wrapped model's parameters. {ADVICE}"
         )
-    flat: Any = handle.flat_param
+    flat: Any = handle.flat_param  # torch types its attributes nowhere
     groups = (handle.process_group,) if handle.uses_sharded_strategy and handle.world_size > 1 else ()
-    if flat is param:
+    if param is handle.flat_param:
         # Names of the parameters in it are relative to the unit.
         names = [f"{_unit_of(info.name)}{name}" for name in flat._fqns]
         segments = tuple(
