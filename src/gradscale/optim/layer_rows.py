@@ -8,7 +8,7 @@ first to all).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,10 +56,19 @@ def per_layer_keys(member: Member, slots: Mapping[str, Slot]) -> list[str]:
     return [key for key, slot in slots.items() if member.scaled and slot.shape != member.param.shape]
 
 
-def as_floats(state: State, momentum: str) -> State:
-    """Return a state whose integers have the dtype of the momentum, which FSDP1 can take apart and put together."""
-    dtype = state[momentum].dtype if momentum in state else torch.float32
+def for_fsdp1(state: State, momentum: str, keys: Iterable[str]) -> State:
+    """Return a state as FSDP1 can take it apart and put it together.
+
+    Integers get the dtype of the momentum, and all tensors have the same keys, filled with zeros.
+
+    Args:
+        state: state of one tensor.
+        momentum: key of the momentum.
+        keys: per-element keys of the state of any tensor.
+    """
+    like = state[momentum]
+    filled = {**{key: torch.zeros_like(like) for key in keys}, **state}
     return {
-        key: value.to(dtype) if isinstance(value, Tensor) and not value.is_floating_point() else value
-        for key, value in state.items()
+        key: value.to(like.dtype) if isinstance(value, Tensor) and not value.is_floating_point() else value
+        for key, value in filled.items()
     }

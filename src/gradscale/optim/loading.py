@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch.optim import Optimizer
 
-from gradscale.optim.layer_rows import KEY, Rows, as_floats, per_layer_keys, rows_of, with_rows
+from gradscale.optim.layer_rows import KEY, Rows, for_fsdp1, per_layer_keys, rows_of, with_rows
 from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import BaseRule, Group, Scaler, Slot, State
@@ -89,6 +90,8 @@ class StateLoading(Optimizer):
         changed: dict[str, str] = {}
         for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
             merged = self._checked({**self.defaults, **saved})
+            # FSDP1 brings them for all layers alike, scaled or not.
+            scaler_keys = self.scaler.slots(torch.Size([1, 1]), None, merged)
             for name in self.scaler.options:
                 if merged[name] != group[name]:
                     changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
@@ -97,7 +100,8 @@ class StateLoading(Optimizer):
                 if state:
                     member = self._table.member(param, group, index, place, options=merged)
                     slots, name = self._slots(member), ", ".join(segment.name for segment in member.view.segments[:3])
-                    checked[key] = with_rows(state, member, slots, saved.get(KEY))
+                    own = {name: value for name, value in state.items() if name in slots or name not in scaler_keys}
+                    checked[key] = with_rows(own, member, slots, saved.get(KEY))
                     required = {"step", *self.base.slots(param, merged)}
                     check_state(checked[key], slots, required, owner=f"{type(self).__name__}, {name}")
         if changed:
@@ -162,20 +166,22 @@ def _check_and_hold(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[st
 
 def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     assert isinstance(optimizer, StateLoading)  # registered by state_dict alone
-    rows: Rows = {}
+    flat: dict[Any, tuple[Member, dict[str, Slot]]] = {}
     for index, (packed, group) in enumerate(zip(state_dict["param_groups"], optimizer.param_groups, strict=True)):
         for place, (key, param) in enumerate(zip(packed["params"], group["params"], strict=True)):
-            state = state_dict["state"].get(key)
-            if not state:
-                continue
-            member = optimizer._table.member(param, group, index, place)
-            if member.view.flat:
-                slots = optimizer._slots(member)
-                rows |= rows_of(member, state, slots)
-                state = {name: state[name] for name in state if name not in per_layer_keys(member, slots)}
-                if member.view.stepped_apart is None:  # FSDP1
-                    state = as_floats(state, optimizer.base.momentum)
-                state_dict["state"][key] = state
+            if state_dict["state"].get(key):
+                member = optimizer._table.member(param, group, index, place)
+                if member.view.flat:
+                    flat[key] = member, optimizer._slots(member)
+    rows: Rows = {}
+    keys = {name for member, slots in flat.values() for name in slots if name not in per_layer_keys(member, slots)}
+    for key, (member, slots) in flat.items():
+        state = state_dict["state"][key]
+        rows |= rows_of(member, state, slots)
+        state = {name: value for name, value in state.items() if name not in per_layer_keys(member, slots)}
+        if member.view.stepped_apart is None:
+            state = for_fsdp1(state, optimizer.base.momentum, keys)
+        state_dict["state"][key] = state
     if rows:
         for packed in state_dict["param_groups"]:
             packed[KEY] = rows

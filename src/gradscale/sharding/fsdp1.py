@@ -50,7 +50,7 @@ def view(param: Tensor, info: ParamInfo) -> TensorView:
     index = next(i for i, one in enumerate(flat._params) if one is param)
     place, shape = flat._shard_param_infos[index], flat._shapes[index]
     if not groups and param.shape == shape:
-        return whole(param, info.name)
+        return whole(param, _without_wrappers(info.name))
     if param.numel() != (place.numel_in_shard if place.in_shard else 0):
         raise UnsupportedShardingError(
             f"{info.name} holds {param.numel()} elements where FSDP1 keeps {place.numel_in_shard or 0}: "
