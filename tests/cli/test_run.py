@@ -77,6 +77,12 @@ def test_a_module_sees_what_python_shows_it(folder):
     assert run(folder, [*RUN, "-m", "pack.part", "--a"]).stdout == plain.stdout
 
 
+def test_the_rank_that_a_launcher_puts_first_goes_to_the_script(folder):
+    script = write(folder, "work/script.py", "import sys; print(sys.argv[1:])")
+    done = run(folder, [*RUN, "--local_rank=1", script, "--x"])
+    assert done.stdout.strip() == "['--local_rank=1', '--x']"
+
+
 def test_folders_and_archives(folder):
     write(folder, "app/__main__.py", "import helper; print(helper.value, __name__)")
     write(folder, "app/helper.py", "value = 'folder'")

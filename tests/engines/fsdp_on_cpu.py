@@ -6,6 +6,7 @@ sharding itself is torch's and works on gloo, so it is enough that accelerate ta
 
 import functools
 
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
@@ -21,6 +22,7 @@ def relabel_cpu_ranks():
         construct(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
+            self.device = torch.device("cpu")  # FSDP1 knows the CPU without an index only
 
     __init__._relabels = True
     PartialState.__init__ = __init__

@@ -14,7 +14,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PRELOAD = ["torch.distributed.checkpoint", "transformers.trainer", "transformers.models.llama.modeling_llama", "peft"]
+PRELOAD = [
+    "torch.distributed.checkpoint",
+    "transformers.trainer",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "deepspeed",
+]
+# Read by DeepSpeed when it is imported, which the server does before any rank could say so.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def run_ranks(function, world_size, folder, *args):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from gradscale.integrations.deepspeed_config import unsupported_settings
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 CLM = ROOT / "tests" / "integrations" / "scripts" / "run_clm.py"
@@ -39,19 +41,39 @@ def test_config_loads_and_tells_its_command(path):
     config = load_config_from_file(str(path))
     assert config.num_processes >= 2
     assert config.num_machines == (2 if "multi_node" in path.stem else 1)
-    assert config.distributed_type.value == ("FSDP" if path.stem.startswith("fsdp2") else "MULTI_GPU")
-    if path.stem.startswith("fsdp2"):
-        assert config.fsdp_config["fsdp_version"] == 2
+    engine = re.match("ddp|fsdp[12]|zero[123]", path.stem).group()
+    kind = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "zero": "DEEPSPEED"}[engine.rstrip("123")]
+    assert config.distributed_type.value == kind
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == int(engine[-1])
+    if kind == "DEEPSPEED":
+        settings = config.deepspeed_config
+        file = settings.get("deepspeed_config_file")
+        assert (file is not None) == ("offload" in path.stem)
+        zero = (
+            json.loads((ROOT / file).read_text()) if file else {"zero_optimization": {"stage": settings["zero_stage"]}}
+        )
+        assert zero["zero_optimization"]["stage"] == int(engine[-1])
+        assert unsupported_settings(zero) == []
     comment = re.sub(r"\\\n#\s+", "", path.read_text().partition("compute_environment")[0])
     assert f"accelerate launch --config_file accelerate_configs/{path.name}" in comment
     assert "-m gradscale.run train.py --optim sgg_adamw" in comment
 
 
-def start(command, *arguments):
+def test_every_engine_has_its_configurations():
+    engines = ["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"]
+    expected = {f"{engine}{variant}" for engine in engines for variant in ("", "_multi_node")}
+    names = {path.stem for path in CONFIGS}
+    assert names == expected | {"ddp_cpu", "fsdp2_hsdp"}
+    table = (ROOT / "accelerate_configs" / "README.md").read_text()
+    assert all(f"`{name}.yaml`" in table for name in names)
+
+
+def start(command, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, command), *map(str, arguments), *ARGUMENTS],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,6 +123,45 @@ def test_fsdp2(tmp_path, port):
     assert sgg_steps(tmp_path) == [2, 4]
     # Sharded state is written by FSDP2 alone.
     assert (tmp_path / "checkpoint-4" / "optimizer_0" / ".metadata").is_file()
+
+
+def test_fsdp1(tmp_path, port):
+    on_cpu = ("--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false")
+    process = start(launch("fsdp1.yaml", port, *on_cpu), SHARDED_CLM, "--output_dir", tmp_path)
+    assert result(process) == {"optimizer": "SGGAdamW", "world": 2}
+    assert sgg_steps(tmp_path) == [2, 4]
+    assert (tmp_path / "checkpoint-4" / "optimizer_0" / ".metadata").is_file()
+
+
+def test_zero2_with_the_training_arguments_own_accumulation_and_clipping(tmp_path, port):
+    ours = ("--gradient_accumulation_steps", 2, "--max_grad_norm", 0.25)
+    process = start(launch("zero2.yaml", port), SHARDED_CLM, "--output_dir", tmp_path, *ours, DS_ACCELERATOR="cpu")
+    engine = {"gradient_accumulation_steps": 2, "gradient_clipping": 0.25}
+    assert result(process) == {"optimizer": "DeepSpeedZeroOptimizer", "world": 2, "engine": engine}
+    assert sgg_steps(tmp_path) == [2, 4]
+    assert len(list((tmp_path / "checkpoint-4" / "global_step4").glob("*optim_states.pt"))) == 2
+
+
+def test_zero3_with_offload_on_two_machines(tmp_path, port):
+    machines = [
+        start(
+            launch("zero3_offload_multi_node.yaml", port, "--machine_rank", rank, "--num_processes", 2),
+            *(SHARDED_CLM, "--output_dir", tmp_path),
+            DS_ACCELERATOR="cpu",
+        )
+        for rank in (0, 1)
+    ]
+    assert result(*machines)["optimizer"] == "DeepSpeedZeroOptimizer_Stage3"
+    assert sgg_steps(tmp_path) == [2, 4]
+
+
+def test_the_launcher_of_deepspeed(tmp_path, port):
+    config = tmp_path / "zero1.json"
+    config.write_text(json.dumps({"train_micro_batch_size_per_gpu": "auto", "zero_optimization": {"stage": 1}}))
+    deepspeed = ("deepspeed.launcher.runner", "--num_gpus", 2, "--master_port", port, "--module", "gradscale.run")
+    process = start(deepspeed, SHARDED_CLM, "--output_dir", tmp_path, "--deepspeed", config, DS_ACCELERATOR="cpu")
+    assert result(process)["optimizer"] == "DeepSpeedZeroOptimizer"
+    assert sgg_steps(tmp_path) == [2, 4]
 
 
 def test_fsdp2_on_two_machines(tmp_path, port):

@@ -35,7 +35,9 @@ def test_the_optimizers_share_of_the_steps():
 
 def test_the_optimizer_below_wrappers():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
-    assert inner_optimizer(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))) is None
+    # DeepSpeed's is no torch optimizer itself.
+    assert inner_optimizer(SimpleNamespace(optimizer=SimpleNamespace(optimizer=optimizer))) is optimizer
+    assert inner_optimizer(SimpleNamespace(optimizer=None)) is None
     wrapped = torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.1)
     wrapped.optimizer = optimizer
     assert inner_optimizer(wrapped) is optimizer and inner_optimizer(None) is None

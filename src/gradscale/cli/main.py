@@ -13,14 +13,16 @@ SUBCOMMANDS = {
     "run": "gradscale.cli.run:main",
     "train": "gradscale.cli.train:main",
     "plot": "gradscale.cli.plot:main",
+    "doctor": "gradscale.cli.doctor:main",
 }
 
 HELP = """\
 usage: gradscale <command> [...]
 
-  run    run a script, module or command with gradscale's optimizers known to transformers
-  train  pre-train or fine-tune a causal language model from a YAML file
-  plot   draw loss and scales of finished runs
+  run     run a script, module or command with gradscale's optimizers known to transformers
+  train   pre-train or fine-tune a causal language model from a YAML file
+  plot    draw loss and scales of finished runs
+  doctor  tell engine, sharding, scaled layers, memory and what is not supported before a run starts
 
 `gradscale <command> --help` says more. `gradscale --version` prints the version."""
 

@@ -29,7 +29,8 @@ Run a training script, unchanged, with gradscale's optimizers known to transform
   {program} accelerate launch train.py ...      (deepspeed and any other command likewise)
 
 The script's own Python processes (launchers, data workers, spawned ranks) are reached too.
-Inside another launcher: torchrun --nproc_per_node 2 -m gradscale.run train.py ..."""
+Inside another launcher: torchrun --nproc_per_node 2 -m gradscale.run train.py ...
+                         deepspeed --num_gpus 2 --module gradscale.run train.py ..."""
 
 _CHILD_SITE = str(Path(__file__).with_name("child_site"))
 _USAGE_ERROR, _NOT_FOUND = 2, 127  # the shell's exit codes
@@ -43,13 +44,16 @@ def main(argv: Sequence[str], *, program: str = "gradscale run") -> int:
         return 0
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
+    # DeepSpeed's launcher gives it to what it starts; it is meant for the script.
+    local_rank = [arguments.pop(0)] if arguments and arguments[0].startswith("--local_rank=") else []
     if not arguments:
         return _fail("nothing to run", program, _USAGE_ERROR, usage=True)
     target, *rest = arguments
     if target == "-m":
         if not rest:
             return _fail("-m needs the name of a module", program, _USAGE_ERROR, usage=True)
-        return _run_module(rest[0], rest[1:], program)
+        return _run_module(rest[0], [*local_rank, *rest[1:]], program)
+    rest = [*local_rank, *rest]
     if target.startswith("-"):
         message = f"unknown option {target!r}; options of the script go after its name"
         return _fail(message, program, _USAGE_ERROR, usage=True)

@@ -20,7 +20,7 @@ _explicit = False
 
 
 def install(*, explicit: bool) -> None:
-    """Extend `transformers.training_args` and `transformers.trainer`, now or as soon as they are imported.
+    """Extend modules of transformers and accelerate, now or as soon as they are imported.
 
     A transformers that cannot be extended still imports: the failure is kept in `failures()`.
 
@@ -36,10 +36,11 @@ def install(*, explicit: bool) -> None:
                 _warn(name, error)
     when_imported("transformers.training_args", _extend_training_args)
     when_imported("transformers.trainer", _extend_trainer)
+    when_imported("accelerate.accelerator", _extend_accelerator)
 
 
 def failures() -> Mapping[str, Exception]:
-    """Return the transformers modules that could not be extended, with the reason."""
+    """Return the modules that could not be extended, with the reason."""
     return MappingProxyType(_failures)
 
 
@@ -54,9 +55,22 @@ def _extend_training_args(module: ModuleType) -> None:
 
 def _extend_trainer(module: ModuleType) -> None:
     def extend() -> None:
+        from gradscale.integrations.sharded_checkpoint import patch_sharded_loading
         from gradscale.integrations.trainer_patch import patch_trainer
 
         patch_trainer(module)
+        patch_sharded_loading(module)
+
+    _guarded(module.__name__, extend)
+
+
+def _extend_accelerator(module: ModuleType) -> None:
+    def extend() -> None:
+        from gradscale.integrations.accelerate_patch import patch_accelerator
+        from gradscale.integrations.sharded_checkpoint import patch_sharded_loading
+
+        patch_accelerator(module)
+        patch_sharded_loading(module)
 
     _guarded(module.__name__, extend)
 
@@ -75,10 +89,12 @@ def _guarded(name: str, extend: Callable[[], None]) -> None:
 
 
 def _warn(name: str, error: Exception) -> None:
-    version = getattr(sys.modules.get("transformers"), "__version__", "of unknown version")
+    package = name.partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", "of unknown version")
+    lost = "Its --optim names are not available" if package == "transformers" else "Do not offload it with ZeRO"
     warnings.warn(
-        f"gradscale could not extend {name} of transformers {version}: {type(error).__name__}: {error}. "
-        "Its --optim names are not available; optimizers imported from gradscale still work.",
+        f"gradscale could not extend {name} of {package} {version}: {type(error).__name__}: {error}. "
+        f"{lost}; optimizers imported from gradscale still work.",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -7,6 +7,7 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+from gradscale.integrations.deepspeed_config import unsupported_settings
 from gradscale.integrations.enum_members import add_member
 from gradscale.integrations.optim_args import parse_optim_args
 from gradscale.optim.target_modules import check_target_modules
@@ -39,6 +40,7 @@ def patch_training_args(module: ModuleType) -> None:
         # Before the original, which may already join a process group.
         check_training_args(self)
         original(self)
+        check_deepspeed(self)
 
     __post_init__._gradscale = True  # type: ignore[attr-defined]  # our own mark
     arguments.__post_init__ = __post_init__
@@ -68,6 +70,20 @@ def check_training_args(args: Any) -> None:
     except OptionError as error:
         raise OptionError(f"--optim_target_modules: {error}") from None
     constructor_options(args, entry)
+
+
+def check_deepspeed(args: Any) -> None:
+    """Check the DeepSpeed configuration that `args` brings (or `accelerate launch` does) for one of our optimizers.
+
+    Raises:
+        OptionError: DeepSpeed would not use the optimizer, or not as it should.
+    """
+    entry, plugin = entry_of(args), getattr(args, "deepspeed_plugin", None)
+    if entry is None or plugin is None:
+        return
+    found = unsupported_settings(plugin.hf_ds_config.config)
+    if found:
+        raise OptionError(f"--optim {entry.name} cannot run with this DeepSpeed configuration: {'; '.join(found)}")
 
 
 def constructor_options(args: Any, entry: OptimizerEntry) -> dict[str, Any]:

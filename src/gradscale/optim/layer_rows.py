@@ -23,10 +23,10 @@ Rows = dict[str, dict[str, list[float]]]
 
 
 def rows_of(member: Member, state: Mapping[str, Any], slots: Mapping[str, Slot]) -> Rows:
-    """Return the per-layer state of a flat tensor as numbers, by layer and key."""
-    keys = per_layer_keys(member, slots)
+    """Return the per-layer state of a tensor as numbers, by layer and key."""
+    keys = [key for key in per_layer_keys(member, slots) if key in state]
     return {
-        segment.name: {key: state[key][row].tolist() for key in keys if key in state}
+        segment.name: {key: (state[key][row] if member.view.flat else state[key]).tolist() for key in keys}
         for row, segment in enumerate(member.scaled)
     }
 

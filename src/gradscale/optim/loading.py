@@ -13,9 +13,11 @@ from gradscale.optim.layer_rows import KEY, Rows, for_fsdp1, per_layer_keys, row
 from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import BaseRule, Group, Scaler, Slot, State
+from gradscale.optim.saved_groups import GROUPS, pack_options
 from gradscale.optim.state_io import check_form, check_state, hold_tensors, new_tensor, restore_state, step_tensor
 from gradscale.option_tables import COMMON
 from gradscale.sharding import fsdp1
+from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.roster import Roster
 
 
@@ -47,6 +49,8 @@ class StateLoading(Optimizer):
         finally:
             handle.remove()
         self._roster.rebind(positions, self.param_groups)
+        if any("steps" not in group for group in state_dict["param_groups"]):
+            self._agree_on_steps()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in the form that the engine's checkpoints can take.
@@ -73,6 +77,10 @@ class StateLoading(Optimizer):
             slots |= self.scaler.slots(member.param.shape, member.rows, member.group)
         return slots
 
+    def _own_options(self, group: Group) -> Group:
+        """Options of a param group that a plain optimizer's group has not."""
+        return {key: group[key] for key in (*COMMON, *self.base.options, *self.scaler.options)}
+
     def _checked(self, group: Group) -> Group:
         raise NotImplementedError  # the named optimizers' base class has it
 
@@ -89,7 +97,7 @@ class StateLoading(Optimizer):
             return checked
         changed: dict[str, str] = {}
         for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
-            merged = self._checked({**self.defaults, **saved})
+            merged = self._checked({**self._own_options(group), **saved})
             # FSDP1 brings them for all layers alike, scaled or not.
             scaler_keys = self.scaler.slots(torch.Size([1, 1]), None, merged)
             for name in self.scaler.options:
@@ -97,8 +105,14 @@ class StateLoading(Optimizer):
                     changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
             for place, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = state_dict["state"].get(key)
-                if state:
+                # FSDP1 brings nothing for a tensor with nothing here, but each rank knows the scales of all layers.
+                nothing_here = not state and param.numel() == 0 and KEY in saved
+                if state or nothing_here:
                     member = self._table.member(param, group, index, place, options=merged)
+                    if nothing_here:
+                        empty = {name: slot for name, slot in self._slots(member).items() if slot.shape == param.shape}
+                        state = {"step": saved.get("steps", 0)}
+                        state |= {name: new_tensor(slot, param) for name, slot in empty.items()}
                     slots, name = self._slots(member), ", ".join(segment.name for segment in member.view.segments[:3])
                     own = {name: value for name, value in state.items() if name in slots or name not in scaler_keys}
                     checked[key] = with_rows(own, member, slots, saved.get(KEY))
@@ -118,15 +132,19 @@ class StateLoading(Optimizer):
         if not isinstance(self._roster, Roster):
             self._roster = Roster.restored(self._roster, self.param_groups)
             self._reset_engine_caches()
-        layers = unknown = overdue = 0
+        self._ungrouped = set()
+        layers = unknown = overdue = lost = 0
         for index, group in enumerate(self.param_groups):
             group.pop(KEY, None)
+            group.pop(GROUPS, None)
             for key in (*COMMON, *self.base.options, *self.scaler.options):
                 group.setdefault(key, self.defaults[key])
             for place, param in enumerate(group["params"]):
                 if self.state.get(param):
                     member, own = self._table.member(param, group, index, place), self.state[param]
-                    unknown += len(member.scaled) * ("scales" in restore_state(own, self._slots(member), param))
+                    without_scales, without_labels = self._restore(member)
+                    unknown += without_scales
+                    lost += without_labels
                     if "scales" in own and param.numel() > 1:  # one element never leaves its initial scale
                         layers += len(member.scaled)
                         overdue += len(member.scaled) * self.scaler.overdue(own, group)
@@ -135,14 +153,50 @@ class StateLoading(Optimizer):
             counts = [int(self.state[p]["step"]) for p in group["params"] if self.state.get(p)]
             group["steps"] = max(group.get("steps", 0), *counts, 0)
         # torch.distributed.checkpoint fills in what a checkpoint lacks with newly made state, of all layers then.
-        ungrouped = unknown or (overdue if overdue == layers else 0)
-        if ungrouped:
+        self._warn_of_lost(unknown or (overdue if overdue == layers else 0), lost)
+
+    def _restore(self, member: Member) -> tuple[int, int]:
+        """Bring loaded state to form; layers that lost their labels are grouped at the next step.
+
+        Returns:
+            The number of its layers that came without scales, and of those that came with scales but no labels.
+        """
+        state, slots = self.state[member.param], self._slots(member)
+        missing = restore_state(state, slots, member.param)
+        rows = per_layer_keys(member, slots)
+        if not missing or not member.scaled:
+            return 0, 0
+        if any(key in missing for key in rows):
+            return len(member.scaled), 0
+        if all(bool((state[key] == slots[key].fill).all()) for key in rows):
+            return 0, 0  # never grouped: what is filled in for the labels is what they were
+        self._ungrouped.add(id(member.param))
+        return 0, len(member.scaled)
+
+    def _warn_of_lost(self, unknown: int, lost: int) -> None:
+        """Say for how many layers a load brought no scales, and for how many no labels."""
+        if unknown:
             warnings.warn(
-                f"the loaded state has no groups for {ungrouped} layers (saved by another optimizer, or before their "
+                f"the loaded state has no groups for {unknown} layers (saved by another optimizer, or before their "
                 "first step): their scales start at 1 until the next grouping",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+        if lost:
+            warnings.warn(
+                f"the loaded state has scales but no labels for {lost} layers (DeepSpeed's universal checkpoint cannot "
+                "take labels): all layers are grouped at the first step",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _agree_on_steps(self) -> None:
+        """Count the steps alike on all ranks of FSDP1: it brings nothing to one that has nothing of any tensor."""
+        flattened = [m for m in self._table.members(self.param_groups) if fsdp1.is_flattened(m.param)]
+        steps = [int(group["steps"]) for group in self.param_groups]
+        agreed = largest_on_any_rank(steps, [member.view.process_groups for member in flattened])
+        for group, count in zip(self.param_groups, agreed, strict=True):
+            group["steps"] = count
 
     def _make_state_for_fsdp1(self) -> None:
         """Make the state of tensors that FSDP1 flattened: it loads only into state that is there already."""
@@ -161,7 +215,12 @@ class StateLoading(Optimizer):
 def _check_and_hold(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, StateLoading)  # registered by load_state_dict alone
     checked = optimizer._check_loaded(state_dict)
-    return hold_tensors({**state_dict, "state": {**state_dict["state"], **checked}})
+    groups = state_dict["param_groups"]
+    if len(groups) == len(optimizer.param_groups):
+        # What another optimizer's groups lack stays as it is in this one's.
+        own = [optimizer._own_options(group) for group in optimizer.param_groups]
+        groups = [{**options, **saved} for options, saved in zip(own, groups, strict=True)]
+    return hold_tensors({**state_dict, "state": {**state_dict["state"], **checked}, "param_groups": groups})
 
 
 def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
@@ -171,17 +230,26 @@ def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> No
         for place, (key, param) in enumerate(zip(packed["params"], group["params"], strict=True)):
             if state_dict["state"].get(key):
                 member = optimizer._table.member(param, group, index, place)
-                if member.view.flat:
+                # FSDP1 keeps tensors whole on one rank, and flattens the same ones on several.
+                if member.view.flat or fsdp1.is_flattened(param):
                     flat[key] = member, optimizer._slots(member)
+    # What DeepSpeed's universal checkpoint wrote into the groups counts until the next step takes it over.
+    waiting: Rows = next((group[KEY] for group in optimizer.param_groups if KEY in group), {})
     rows: Rows = {}
     keys = {name for member, slots in flat.values() for name in slots if name not in per_layer_keys(member, slots)}
     for key, (member, slots) in flat.items():
         state = state_dict["state"][key]
         rows |= rows_of(member, state, slots)
         state = {name: value for name, value in state.items() if name not in per_layer_keys(member, slots)}
+        if waiting and member.view.stepped_apart is not None:
+            base = optimizer.base.slots(member.param, member.group)
+            state = {name: value for name, value in state.items() if name in ("step", *base)}
         if member.view.stepped_apart is None:
             state = for_fsdp1(state, optimizer.base.momentum, keys)
         state_dict["state"][key] = state
-    if rows:
+    stepped_apart = any(member.view.stepped_apart is not None for member, _ in flat.values())
+    if rows or stepped_apart:
         for packed in state_dict["param_groups"]:
-            packed[KEY] = rows
+            packed[KEY] = {**rows, **waiting}
+    if stepped_apart:
+        pack_options(state_dict["param_groups"])

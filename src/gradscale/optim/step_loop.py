@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 
-from gradscale.optim.layer_rows import KEY, with_rows
-from gradscale.optim.loading import StateLoading
 from gradscale.optim.members import Member, layers_of, local_state
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer, arithmetic_dtype
-from gradscale.optim.state_io import restore_state, step_tensor
+from gradscale.optim.universal import UniversalLoading
 from gradscale.sharding.coverage import check_coverage
 from gradscale.sharding.dtensor import local_part
 from gradscale.sharding.reduce import largest_on_any_rank
 
 
-class StepLoop(StateLoading):
+class StepLoop(UniversalLoading):
     """An optimizer that steps. See `ScaledOptimizer`."""
 
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -26,15 +23,16 @@ class StepLoop(StateLoading):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._take_over_options()
         members = self._table.members(self.param_groups)
         updates = _with_updates(members)
         if not updates:
             return loss
         self._refuse_unsupported(updates)
-        self._first_use(members)
+        together = self._table.training_step(members)
+        self._first_use(together)
         clock = self._clock(updates)
         only_makes_state = clock == 1 and self._only_makes_state(updates)
-        together = self._table.training_step(members)
         # Before anything is changed: it raises where the run length is not known.
         due = set() if only_makes_state else self._due_groups(together, clock)
         # Once per group: reading a tensor on a GPU waits for it.
@@ -110,34 +108,11 @@ class StepLoop(StateLoading):
             raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
 
     def _first_use(self, members: list[Member]) -> None:
-        """Check what engines sharded, and take over state that one of them wrote without asking. Once per tensor."""
+        """Check what engines sharded, once per tensor, and take over state that one of them wrote without asking."""
         new = self._table.unchecked(members)
-        if not new:
-            return
-        check_coverage([member.view for member in new])
-        states = [self.state.get(member.param, {}) for member in new]
-        steps = [int(state.get("step", 0)) for state in states]
-        bare = [
-            int(bool(state) and not self._slots(m).keys() <= state.keys()) for m, state in zip(new, states, strict=True)
-        ]
-        # A rank that has nothing but padding of a tensor may have been left out.
-        agreed = largest_on_any_rank([*steps, *bare], [member.view.process_groups for member in new])
-        for member, step, is_bare in zip(new, agreed[: len(new)], agreed[len(new) :], strict=True):
-            if is_bare:
-                state = with_rows(self.state[member.param], member, self._slots(member), member.group.get(KEY))
-                restore_state(state, self._slots(member), member.param)
-                self.state[member.param] = state
-                self.state[member.param]["step"] = step_tensor(float(step))
-                self._ungrouped.update({id(member.param)} if member.scaled else ())
-        for group in self.param_groups:
-            group.pop(KEY, None)
-        if self._ungrouped:
-            warnings.warn(
-                f"the checkpoint brought moments but no labels for {len(self._ungrouped)} tensors (it is one for "
-                "another number of ranks): their layers are grouped in this step",
-                UserWarning,
-                stacklevel=5,
-            )
+        if new:
+            check_coverage([member.view for member in new])
+        self._take_over_state(members, new)
 
     def _only_makes_state(self, updates: list[Member]) -> bool:
         """Whether this first step is only asked for to have state to load into.

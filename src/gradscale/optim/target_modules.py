@@ -126,10 +126,12 @@ def select_parameters(module: nn.Module, target_modules: str | Sequence[str] | N
 
     Raises:
         OptionError: `target_modules` is malformed.
-        ValueError: nothing matches; the message names near modules.
+        ValueError: nothing matches; the message names near modules. Or FSDP1 hides the parameters.
     """
     selection = check_target_modules(target_modules)
     owners = list(_named_owners(module))
+    if selection is not None:
+        _refuse_vectors(module, target_modules)
     if selection is None:
         chosen = [owner for _, owner in owners]
     elif selection.form == "all-linear":
@@ -162,8 +164,23 @@ def _has_layers(owner: nn.Module) -> bool:
 
 
 def _dimensions(parameter: Any) -> int:
+    from gradscale.sharding import fsdp1
+
+    if fsdp1.is_flattened(parameter):
+        return len(fsdp1.whole_shape(parameter))
     # DeepSpeed's zero.Init leaves an empty placeholder and keeps the real shape here.
     return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _refuse_vectors(module: nn.Module, target_modules: Any) -> None:
+    """Raise ValueError where FSDP1 hides the parameters that would have to be chosen from."""
+    from gradscale.sharding import fsdp1
+
+    if any(fsdp1.is_vector(parameter) for parameter in module.parameters()):
+        raise ValueError(
+            f"target_modules={target_modules!r} cannot choose among parameters that FSDP1 has laid into one vector: "
+            "set use_orig_params to true in the FSDP configuration"
+        )
 
 
 def _matches(form: str, pattern: str, name: str) -> bool:

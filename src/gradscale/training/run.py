@@ -55,6 +55,8 @@ def train(
     # Every run starts from the same weights, whatever has used random numbers before it.
     set_seed(trainer_arguments.seed)
     model = build_model(arguments, tokenizer)
+    # Before an engine shards them.
+    sizes = {name: (_numel(param), param.requires_grad) for name, param in model.named_parameters()}
     timer = StepTimer()
     try:
         trainer: Any = Trainer(
@@ -66,7 +68,9 @@ def train(
             processing_class=tokenizer,
             callbacks=[timer, ScaleLog(folder), interrupt],
         )
+        # Made for its errors alone: FSDP1 wants the optimizer made after the model is wrapped, which the Trainer does.
         trainer.create_optimizer()
+        trainer.optimizer = None
     except (ValueError, ImportError) as error:
         # The optimizer's options and target modules, and libraries that are not installed.
         raise ConfigError(str(error)) from error
@@ -84,6 +88,7 @@ def train(
     state = trainer.state
     metrics = {} if interrupt.signal is not None else _evaluate(trainer, blocks)
     result = _result(trainer, timer, metrics, interrupted=interrupt.signal is not None)
+    result |= _state_size(trainer, sizes)
     result["wall_seconds"] = earlier + time.monotonic() - began
     if trainer.is_world_process_zero():
         trainer.save_state()
@@ -114,9 +119,6 @@ def _result(trainer: Any, timer: StepTimer, metrics: Mapping[str, float], *, int
     validation_loss = metrics.get("eval_loss")
     known = [loss for loss in (train_loss, validation_loss) if loss is not None]
     diverged = any(not math.isfinite(loss) for loss in known)
-    optimizer = inner_optimizer(trainer.optimizer)
-    parameters = sum(param.numel() for param in trainer.model.parameters())
-    trained = sum(param.numel() for group in optimizer.param_groups for param in group["params"]) if optimizer else 0
     tokens = trainer.train_dataset.block_size * arguments.train_batch_size * arguments.gradient_accumulation_steps
     tokens *= arguments.world_size
     status = "interrupted" if interrupted else "diverged" if diverged else "finished"
@@ -130,13 +132,26 @@ def _result(trainer: Any, timer: StepTimer, metrics: Mapping[str, float], *, int
         "perplexity": None if validation_loss is None else perplexity(validation_loss),
         "tokens_per_second": tokens * timer.steps / timer.step_seconds if timer.step_seconds else None,
         "optimizer_share": timer.optimizer_share,
-        "optimizer_state_bytes_per_parameter": state_bytes(optimizer) / trained if optimizer and trained else None,
-        "parameters": parameters,
-        "trained_parameters": trained,
         "tokens": tokens * state.global_step,
         "seed": arguments.seed,
         "learning_rate": arguments.learning_rate,
     }
+
+
+def _state_size(trainer: Any, sizes: Mapping[str, tuple[int, bool]]) -> Result:
+    """Numbers of parameters, and the bytes of optimizer state that this rank keeps for each of those trained."""
+    optimizer = inner_optimizer(trainer.optimizer)
+    trained = sum(numel for numel, requires_grad in sizes.values() if requires_grad)
+    return {
+        "optimizer_state_bytes_per_parameter": state_bytes(optimizer) / trained if optimizer and trained else None,
+        "parameters": sum(numel for numel, _ in sizes.values()),
+        "trained_parameters": trained,
+    }
+
+
+def _numel(param: Any) -> int:
+    # DeepSpeed's zero.Init leaves an empty placeholder and keeps the real size here.
+    return int(getattr(param, "ds_numel", param.numel()))
 
 
 def _optim_name(trainer_arguments: Any) -> str:

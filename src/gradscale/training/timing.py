@@ -85,10 +85,11 @@ class StepTimer(TrainerCallback):
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer | None:
-    """Return the torch optimizer below the wrappers (`.optimizer`) of accelerate and others, or None."""
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer if isinstance(optimizer, Optimizer) else None
+    """Return the torch optimizer below the wrappers (`.optimizer`) of accelerate, DeepSpeed and others, or None."""
+    inner = None
+    while optimizer is not None:
+        inner, optimizer = optimizer, getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) else None
 
 
 def state_bytes(optimizer: Optimizer) -> int:

@@ -24,7 +24,11 @@ def main():
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        print("RESULT", json.dumps({"optimizer": type(trainer.optimizer.optimizer).__name__, "world": args.world_size}))
+        result = {"optimizer": type(trainer.optimizer.optimizer).__name__, "world": args.world_size}
+        if trainer.is_deepspeed_enabled:
+            names = ("gradient_accumulation_steps", "gradient_clipping")
+            result["engine"] = {name: getattr(trainer.deepspeed, name)() for name in names}
+        print("RESULT", json.dumps(result))
         trainer.state.save_to_json(os.path.join(args.output_dir, "trainer_state.json"))
 
 

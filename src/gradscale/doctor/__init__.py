@@ -1,0 +1,1 @@
+"""`gradscale doctor`: what a run would be, told from its configuration before it starts."""
