@@ -10,12 +10,14 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from gradscale.optim.sgg_adam import SGGAdamW
 from tests.optim.training import batches, make_model, train
 
 # Rows that do not divide, fewer rows than ranks (empty shards), one element, vectors, a scalar-like row.
 SHAPES = {"wide": (7, 33), "tall": (50, 6), "one row": (1, 40), "one": (1, 1), "bias": (7,), "conv": (5, 2, 3, 3)}
+LAYOUTS = ["fsdp2", "tensor parallel", "hsdp"]  # the last on 4 ranks only
 OPTIONS = {"lr": 1e-2, "recluster_interval": 3, "scale_decay": 0.5, "weight_decay": 0.1}
 
 
@@ -77,39 +79,47 @@ def layouts(rank, world_size):
     return results
 
 
-def fsdp2_model(seed=0):
-    """The small model under fully_shard; the group of the whole world."""
+def sharded_model(layout, seed=0):
+    """The small model under `fully_shard`, hybrid sharding or tensor parallel, over all ranks."""
     model = make_model(seed)
+    if layout == "tensor parallel":
+        columns = ColwiseParallel(output_layouts=Replicate())
+        return parallelize_module(
+            model, init_device_mesh("cpu", (dist.get_world_size(),)), {"1": columns, "3": columns}
+        )
+    mesh = None
+    if layout == "hsdp":
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     for layer in (model[1], model[3]):
-        fully_shard(layer)
-    return fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
-def fsdp2_training(rank, world_size):
-    """Losses of a model under fully_shard, every rank on the same batches, and whether it is FSDP2 at all."""
-    model = fsdp2_model()
+def training(rank, world_size, layout):
+    """Losses of a sharded model, every rank on the same batches, and what really shards it."""
+    model = sharded_model(layout)
     optimizer = SGGAdamW(model.parameters(), **OPTIONS, module=model)
-    sharded = all(isinstance(param, DTensor) for param in model.parameters())
+    placements = {str(param.placements) for param in model.parameters() if isinstance(param, DTensor)}
     losses = train(model, optimizer, batches(20))
     kinds = {key: type(value).__name__ for key, value in optimizer.state[model[1].weight].items()}
-    return {"losses": losses, "sharded": sharded, "kinds": kinds, "report": optimizer.grouping_report}
+    return {"losses": losses, "placements": placements, "kinds": kinds, "report": optimizer.grouping_report}
 
 
-def resume(rank, world_size, folder, save):
+def resume(rank, world_size, layout, folder, save):
     """Train 10 steps; with `save`, store a distributed checkpoint after 5, else start from the stored one."""
-    model = fsdp2_model(seed=0 if save else 9)
+    model = sharded_model(layout, seed=0 if save else 9)
     optimizer = SGGAdamW(model.parameters(), **OPTIONS)
-    if not save:
-        state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    made = set()
+    if save:
+        train(model, optimizer, batches(5))
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    if save:
+        dcp.save(state, checkpoint_id=folder)
+    else:
         made = {int(entry["step"]) for entry in optimizer.state.values()}
         dcp.load(state, checkpoint_id=folder)
         model.load_state_dict(state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    else:
-        made = set()
-        train(model, optimizer, batches(5))
-        state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.save(state, checkpoint_id=folder)
     loaded = snapshot(dict(model.named_parameters()), optimizer)
     dtypes = {key: value.dtype for key, value in optimizer.state[model[1].weight].items()}
     losses = train(model, optimizer, batches(10, start=5))
@@ -154,7 +164,7 @@ def non_finite(rank, world_size):
 
 def copies(rank, world_size):
     """deepcopy and torch.save of sharded state go on as the original does."""
-    model = fsdp2_model()
+    model = sharded_model("fsdp2")
     optimizer = SGGAdamW(model.parameters(), **OPTIONS)
     train(model, optimizer, batches(4))
     buffer = io.BytesIO()
@@ -174,13 +184,18 @@ def everything(rank, world_size, folder):
     """All cases of this engine in one launch."""
     results = {
         "layouts": layouts(rank, world_size),
-        "training": fsdp2_training(rank, world_size),
         "refused": refused(rank, world_size),
         "non_finite": non_finite(rank, world_size),
         "copies": copies(rank, world_size),
-        "saved": resume(rank, world_size, f"{folder}/saved on {world_size}", True),
-        "resumed": resume(rank, world_size, f"{folder}/saved on {world_size}", False),
     }
-    if world_size == 3:
-        results["resumed from 2"] = resume(rank, world_size, f"{folder}/saved on 2", False)
+    for layout in LAYOUTS if world_size == 4 else LAYOUTS[:2]:
+        saved = f"{folder}/{layout} on {world_size}"
+        results[layout] = {
+            "training": training(rank, world_size, layout),
+            "saved": resume(rank, world_size, layout, saved, True),
+            "resumed": resume(rank, world_size, layout, saved, False),
+        }
+        if world_size != 2:
+            other = "fsdp2" if layout == "hsdp" else layout
+            results[layout]["from 2"] = resume(rank, world_size, layout, f"{folder}/{other} on 2", False)
     return results

@@ -10,7 +10,7 @@ import torch
 
 from gradscale.optim.sgg_adam import SGGAdamW
 from tests.optim.training import batches, make_model, train
-from tests.sharding.cases_dtensor import OPTIONS, everything, fed
+from tests.sharding.cases_dtensor import LAYOUTS, OPTIONS, everything, fed
 from tests.sharding.ranks import run_on_ranks
 
 WORLDS = [2, 3, 4]
@@ -41,37 +41,46 @@ def test_every_layout_on_any_number_of_ranks_is_one_rank_bit_for_bit(results, wo
     assert names >= {"rows", "columns", "replicas"} and ("hybrid" in names) == (world == 4)
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_training_under_fully_shard(results, world):
+PLACEMENTS = {
+    "fsdp2": {"(Shard(dim=0),)"},
+    "tensor parallel": {"(Shard(dim=0),)"},
+    "hsdp": {"(Replicate(), Shard(dim=0))"},
+}
+CASES = [(layout, world) for layout in LAYOUTS for world in WORLDS if layout != "hsdp" or world == 4]
+
+
+@pytest.mark.parametrize("layout, world", CASES)
+def test_training_equals_one_rank(results, layout, world):
     model = make_model()
     optimizer = SGGAdamW(model.parameters(), **OPTIONS, module=model)
     losses = train(model, optimizer, batches(20))
     for of_rank in results[world]:
-        training = of_rank["training"]
-        assert training["sharded"]
+        training = of_rank[layout]["training"]
+        assert training["placements"] == PLACEMENTS[layout]
         assert training["losses"] == pytest.approx(losses, rel=1e-5)
         assert training["kinds"]["labels"] == training["kinds"]["exp_avg"] == "DTensor"
         assert training["report"].step == 18 == optimizer.grouping_report.step
         assert [(layer.name, layer.numel) for layer in training["report"].layers] == [
             (layer.name, layer.numel) for layer in optimizer.grouping_report.layers
         ]
-        assert training["report"] == results[world][0]["training"]["report"]
+        assert training["report"] == results[world][0][layout]["training"]["report"]
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_resume_through_a_distributed_checkpoint_is_bit_exact(results, world):
+@pytest.mark.parametrize("layout, world", CASES)
+def test_resume_through_a_distributed_checkpoint_is_bit_exact(results, layout, world):
     for of_rank in results[world]:
-        saved, resumed = of_rank["saved"], of_rank["resumed"]
+        saved, resumed = of_rank[layout]["saved"], of_rank[layout]["resumed"]
         assert resumed["made"] == {0}  # making state to load into counts as no step
         assert resumed["dtypes"] == saved["dtypes"] and saved["dtypes"]["labels"] == torch.uint8
         _assert_same(saved["at 5"], resumed["at 5"])
         assert saved["losses"] == resumed["losses"]
 
 
-def test_resume_on_another_number_of_ranks(results):
-    saved = results[2][0]["saved"]
-    for of_rank in results[3]:
-        resumed = of_rank["resumed from 2"]
+@pytest.mark.parametrize("layout, world", [case for case in CASES if case[1] != 2])
+def test_resume_on_another_number_of_ranks(results, layout, world):
+    saved = results[2][0]["fsdp2" if layout == "hsdp" else layout]["saved"]
+    for of_rank in results[world]:
+        resumed = of_rank[layout]["from 2"]
         _assert_same(saved["at 5"], resumed["at 5"])
         assert resumed["losses"] == pytest.approx(saved["losses"], rel=1e-5)
 
