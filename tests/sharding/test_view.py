@@ -1,6 +1,7 @@
 """Parameters that an engine has sharded must never be treated as whole ones: their statistics would be wrong."""
 
 import gc
+import importlib
 import weakref
 
 import pytest
@@ -67,7 +68,7 @@ def _put_where_nothing_was(optimizer):
 )
 def test_tensors_that_are_not_understood_are_refused_before_anything_changes(engine):
     if engine is _flattened_by_fsdp1:
-        import torch.distributed.fsdp  # noqa: F401  # as it is where FSDP1 has flattened anything
+        importlib.import_module("torch.distributed.fsdp")  # as it is where FSDP1 has flattened anything
     optimizer = SGGAdamW([torch.nn.Parameter(torch.randn(3, 5))], recluster_interval=1)
     optimizer.param_groups[0]["params"][0].grad = torch.randn(3, 5)
     engine(optimizer)
