@@ -12,10 +12,8 @@ from torch import nn
 
 from gradscale import SGGAdamW
 from tests.engines.models_deepspeed import Adapted, Branching, Fed, Tied, Uneven, fill, gradients
-from tests.engines.whole_deepspeed import WholeLayers, full, sent_bytes
+from tests.engines.whole_deepspeed import WholeLayers, sent_bytes
 from tests.optim.training import batches
-
-__all__ = ["full"]
 
 OPTIONS = {"lr": 1e-2, "recluster_interval": 4, "scale_decay": 0.5, "weight_decay": 0.1}
 STEPS, VARIED_STEPS = 20, 12
@@ -51,9 +49,7 @@ VARIED = {
     "target_modules": {"target_modules": "mix,head"},
     "unused": {"make": Branching, "loss": lambda *args: branching_loss(*args)},
     "empty group": {"groups": lambda model: [{"params": []}, *model.groups()[:2], {"params": []}, *model.groups()[2:]]},
-    "intervals": {
-        "groups": lambda model: [{**group, "recluster_interval": 3 + i} for i, group in enumerate(model.groups())]
-    },
+    "intervals": {"groups": lambda model: unlike(model.groups())},
     "one cluster": {"n_clusters": 1},
     "layer": {"grouping": "layer"},
     "live": {"labels": "live"},
@@ -153,6 +149,11 @@ def branching_loss(model, batch, whole_batch):
     return next_token_loss(model, batch, bool(whole_batch[0, 0] % 2))
 
 
+def unlike(groups):
+    """Param groups of other intervals and learning rates."""
+    return [{**group, "recluster_interval": 3 + i, "lr": 1e-2 / (1 + i)} for i, group in enumerate(groups)]
+
+
 def rows_of(batch, rank, world_size):
     """This rank's rows of a batch. Of four ranks, each two have the same rows."""
     parts = math.gcd(ROWS, world_size)
@@ -202,6 +203,7 @@ def facts(layers):
         "round robin": getattr(zero, "round_robin_gradients", None),
         "offload": bool(getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False)),
         "parameters offloaded": getattr(zero, "offload_param", False),
+        "kept whole": len(getattr(zero, "persistent_parameters", [])),
         "tensors": len(layers.flats()),
         "dtype": next(engine.module.parameters()).dtype,
         "partitioned at once": layers.partitioned_at_once,

@@ -196,7 +196,7 @@ def share(batch, rank, world_size):
 def training(rank, world_size, original, *, loss=next_token_loss, accumulate=1, **case):
     """Train 20 steps, each rank on its rows of the batches; on this process alone where `original` is None."""
     model, optimizer = made(original, **case)
-    expected, losses, right, sent = Expected(optimizer), [], [], []
+    expected, losses, right, rows, sent = Expected(optimizer), [], [], [], []
     for index, batch in enumerate(batches(STEPS * accumulate)):
         clock, rest = divmod(index + 1, accumulate)
         with model.no_sync() if rest and original is not None else contextlib.nullcontext():
@@ -213,11 +213,15 @@ def training(rank, world_size, original, *, loss=next_token_loss, accumulate=1, 
         optimizer.zero_grad()
         sent.append(sizes)
         if clock % OPTIONS["recluster_interval"] == 0 and original is not None and case.get("named", True):
-            right.append(expected.agrees(optimizer, whole_state(model, optimizer), clock))
+            whole = whole_state(model, optimizer)
+            rows.append(whole["param_groups"][0]["layers"])
+            if rank == 0:  # what the others have is in `whole`, or in their rows and reports
+                right.append(expected.agrees(optimizer, whole, clock))
     return {
         **engine_of(model, optimizer),
         "losses": losses,
         "right": right,
+        "rows": rows,
         "sent": sent,
         "report": optimizer.grouping_report,
         "weights": whole_weights(model),
