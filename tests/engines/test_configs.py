@@ -70,10 +70,11 @@ def test_every_engine_has_its_configurations():
 
 
 def start(command, *arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, command), *map(str, arguments), *ARGUMENTS],
         cwd=ROOT,
-        env={**os.environ, **ENVIRONMENT, **environment},
+        env={**inherited, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
