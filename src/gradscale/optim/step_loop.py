@@ -10,9 +10,11 @@ from gradscale.optim.members import Member, layers_of, local_state
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer, arithmetic_dtype
 from gradscale.optim.universal import UniversalLoading
+from gradscale.sharding import fsdp1
 from gradscale.sharding.coverage import check_coverage
 from gradscale.sharding.dtensor import local_part
 from gradscale.sharding.reduce import largest_on_any_rank
+from gradscale.sharding.view import UnsupportedShardingError
 
 
 class StepLoop(UniversalLoading):
@@ -25,19 +27,20 @@ class StepLoop(UniversalLoading):
                 loss = closure()
         self._take_over_options()
         members = self._table.members(self.param_groups)
-        updates = _with_updates(members)
-        if not updates:
+        updates = [member for member in members if member.param.grad is not None or member.has_nothing_here]
+        if all(member.param.grad is None for member in members) and not _may_step_elsewhere(members):
+            self._refuse_replaced(members)
             return loss
         self._refuse_unsupported(updates)
         together = self._table.training_step(members)
         self._first_use(together)
         clock = self._clock(updates)
-        only_makes_state = clock == 1 and self._only_makes_state(updates)
+        only_makes_state = clock == 1 and self._only_makes_state(members)
         # Before anything is changed: it raises where the run length is not known.
         due = set() if only_makes_state else self._due_groups(together, clock)
         # Once per group: reading a tensor on a GPU waits for it.
         rates = {id(group): float(group["lr"]) for group in self.param_groups}
-        apart = updates[0].view.stepped_apart is not None
+        apart = any(member.view.stepped_apart is not None for member in updates)
         # DeepSpeed looks up the state of all its tensors after the first call, for its own accessors.
         for member in together if apart else updates:
             self._init_state(member)
@@ -74,7 +77,7 @@ class StepLoop(UniversalLoading):
 
     def _clock(self, updates: list[Member]) -> int:
         """Number of the training step that begins."""
-        if updates[0].view.stepped_apart is not None:
+        if updates and updates[0].view.stepped_apart is not None:
             # One call is not one training step, but every tensor has a gradient in each of them.
             return 1 + int(self.state.get(updates[0].param, {}).get("step", 0))
         # Counted in the groups: no single parameter need have a gradient in every step.
@@ -94,16 +97,31 @@ class StepLoop(UniversalLoading):
             if member.scaled
         )
 
+    def _refuse_replaced(self, members: list[Member]) -> None:
+        """Refuse to do nothing for ever, where FSDP1 replaced all parameters after the optimizer was made."""
+        if not self.state and fsdp1.has_replaced(member.param for member in members):
+            raise UnsupportedShardingError(
+                "none of the parameters has a gradient, and FSDP1 has put vectors in the place of parameters of these "
+                "shapes: make the optimizer after wrapping the model, from the wrapped model's parameters, or set "
+                "use_orig_params=True"
+            )
+
     def _refuse_unsupported(self, updates: list[Member]) -> None:
         for member in updates:
-            if member.param.grad is not None and member.param.grad.layout != torch.strided:
+            grad = member.param.grad
+            if grad is not None and grad.layout != torch.strided:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if grad is not None and grad.shape != member.param.shape:
+                raise RuntimeError(
+                    f"a gradient of shape {list(grad.shape)} does not fit a parameter of shape "
+                    f"{list(member.param.shape)}: with FSDP1, call step() after a backward() outside of no_sync()"
+                )
             if any(member.param is held.param for held, _ in self._held):
                 raise RuntimeError(
                     f"DeepSpeed left some of {type(self).__name__}'s tensors out of the last step, in which all layers "
                     "were to be grouped"
                 )
-        if updates[0].param.is_cuda and torch.cuda.is_current_stream_capturing():
+        if updates and updates[0].param.is_cuda and torch.cuda.is_current_stream_capturing():
             # A graph would replay the kernels of this step and never group again.
             raise RuntimeError(f"{type(self).__name__}.step() cannot be captured in a CUDA graph")
 
@@ -114,7 +132,7 @@ class StepLoop(UniversalLoading):
             check_coverage([member.view for member in new])
         self._take_over_state(members, new)
 
-    def _only_makes_state(self, updates: list[Member]) -> bool:
+    def _only_makes_state(self, members: list[Member]) -> bool:
         """Whether this first step is only asked for to have state to load into.
 
         torch.distributed.checkpoint does that, with a learning rate of 0 and gradients of 0. Such a step must not
@@ -122,10 +140,10 @@ class StepLoop(UniversalLoading):
         """
         if any(float(group["lr"]) != 0 for group in self.param_groups):
             return False
-        if any(member.view.stepped_apart is not None for member in updates):
+        if any(member.view.stepped_apart is not None for member in members):
             return False
-        moves = any(bool(local_part(member.param.grad).any()) for member in updates if member.param.grad is not None)
-        return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in updates])[0]
+        moves = any(bool(local_part(member.param.grad).any()) for member in members if member.param.grad is not None)
+        return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in members])[0]
 
     def _accumulate(self, member: Member) -> None:
         if member.param.grad is None:  # nothing of it is here
@@ -174,10 +192,11 @@ class StepLoop(UniversalLoading):
             param.copy_(value)
 
 
-def _with_updates(members: list[Member]) -> list[Member]:
-    """Members that this step updates: those with gradients, and those of which the gradient is on other ranks."""
-    updates = [member for member in members if member.param.grad is not None]
-    nothing_here = [member for member in members if member.param.grad is None and member.has_nothing_here]
-    if not updates and len(nothing_here) < len(members):
-        return []  # a step without any gradient
-    return [member for member in members if member.param.grad is not None or member.has_nothing_here]
+def _may_step_elsewhere(members: list[Member]) -> bool:
+    """Whether other ranks may have gradients though this one has none, as FSDP1 gives none to what lies elsewhere.
+
+    Each call is a training step on all ranks then: they must agree on the clock, and join the same sums.
+    """
+    return any(
+        member.view.flat and member.view.process_groups and member.view.stepped_apart is None for member in members
+    )
