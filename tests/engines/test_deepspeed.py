@@ -207,13 +207,15 @@ REFUSALS = {
 @pytest.mark.parametrize("name", ATTEMPTS)
 def test_what_is_not_supported_is_refused_on_every_rank_before_anything_changes(ranks, name):
     said = next((text for start, text in REFUSALS.items() if name.startswith(start)), None)
-    for results in ranks[3]:
-        error, unchanged, states = results["refused"][name]
+    for results in ranks[1] + ranks[3]:
+        errors, unchanged, states = results["refused"][name]
         if said is None:  # as it is, or with the advice of the message taken
-            assert error is None and not unchanged
+            assert errors == [None, None] and not unchanged
         else:
-            assert error.startswith("UnsupportedShardingError: ") and said in error
+            assert all(error.startswith("UnsupportedShardingError: ") and said in error for error in errors)
             assert unchanged and states == 0
+            if name.startswith("other weights"):  # the message names the layer
+                assert all(name.split()[3].rstrip(",") in error for error in errors)
 
 
 def layers(result):

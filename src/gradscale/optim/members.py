@@ -117,14 +117,17 @@ class MemberTable:
         return together
 
     def unchecked(self, members: list[Member]) -> list[Member]:
-        """Return the members that are sharded and have not been returned before."""
-        new = []
+        """Return the members that are sharded and have not been checked."""
+        return [
+            member
+            for member in members
+            if not self._views[id(member.param)].checked and (member.view.flat or member.view.process_groups)
+        ]
+
+    def mark_checked(self, members: list[Member]) -> None:
+        """Enter that members have been checked. One that was refused is checked, and refused, at every step."""
         for member in members:
-            known = self._views[id(member.param)]
-            if not known.checked and (member.view.flat or member.view.process_groups):
-                known.checked = True
-                new.append(member)
-        return new
+            self._views[id(member.param)].checked = True
 
     def _view(self, param: Tensor, group: Group, index: int, place: int) -> TensorView:
         known = self._views.get(id(param))

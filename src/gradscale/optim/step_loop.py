@@ -131,6 +131,7 @@ class StepLoop(UniversalLoading):
         if new:
             check_coverage([member.view for member in new])
         self._take_over_state(members, new)
+        self._table.mark_checked(new)
 
     def _only_makes_state(self, members: list[Member]) -> bool:
         """Whether this first step is only asked for to have state to load into.

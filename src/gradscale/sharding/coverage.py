@@ -22,10 +22,14 @@ def check_coverage(views: list[TensorView]) -> None:
         (segment, view.flat and segment.offset is not None)
         for view in views
         for segment in view.segments
-        if segment.process_groups
+        if segment.process_groups or view.agrees is not None
     ]
     disagreeing = {
-        id(segment) for view in views if view.agrees is not None and not view.agrees() for segment in view.segments
+        id(segment)
+        for view in views
+        if view.agrees is not None
+        for segment, same in zip(view.segments, view.agrees(), strict=True)
+        if not same
     }
     local = [torch.tensor([*_sums(segment, ordered), id(segment) in disagreeing]) for segment, ordered in checked]
     # int64 throughout: sums of positions are far beyond int32.

@@ -60,22 +60,22 @@ def _stage_1_or_2(tensor: Tensor, originals: Originals, stepped: Stepped) -> Ten
     left = torch.distributed.get_rank(group) * size
     groups = (group,) if torch.distributed.get_world_size(group) > 1 else ()
     segments = []
-    for info, param in sorted(members, key=lambda member: member[1].storage_offset()):
+    members.sort(key=lambda member: member[1].storage_offset())
+    for info, param in members:
         begin = int(param.storage_offset()) - base
         low, high = max(begin, left), min(begin + param.numel(), left + size)
         start, length, offset = (low - left, high - low, low - begin) if low < high else (0, 0, 0)
         segments.append(Segment(info.name, param.shape, start, length, offset, groups))
 
-    def buffer() -> Tensor:
-        """This rank's stretch of the model's own flat buffer."""
-        return torch.as_strided(first.detach(), (size,), (1,), base + left)
-
     def publish() -> None:
-        buffer().copy_(tensor)
+        """Copy to this rank's stretch of the model's own flat buffer."""
+        torch.as_strided(first.detach(), (size,), (1,), base + left).copy_(tensor)
 
-    def agrees() -> bool:
-        used = max((segment.start + segment.length for segment in segments), default=0)
-        return _same(tensor[:used].to(device=first.device, dtype=first.dtype), buffer()[:used])
+    def agrees() -> list[bool]:
+        return [
+            _same(_part(tensor, segment), param.detach().flatten()[segment.offset :][: segment.length])
+            for segment, (_, param) in zip(segments, members, strict=True)
+        ]
 
     return TensorView(tuple(segments), flat=True, stepped_apart=stepped, publish=publish, agrees=agrees)
 
@@ -114,14 +114,11 @@ def _stage_3(tensor: Tensor, partitioned: list[Any], info_of: Callable[[Tensor],
     def stepped() -> list[tuple[Tensor, Tensor]]:
         return [(flat, zero.fp16_groups[place][0]) for place, flat in enumerate(flats)]
 
-    def agrees() -> bool:
-        return all(
-            _same(
-                tensor[segment.start : segment.start + segment.length].to(param.ds_tensor.dtype),
-                param.ds_tensor.detach().flatten()[: segment.length].to(tensor.device),
-            )
+    def agrees() -> list[bool]:
+        return [
+            _same(_part(tensor, segment), param.ds_tensor.detach().flatten()[: segment.length])
             for segment, param in zip(segments, zero.fp16_groups[index], strict=True)
-        )
+        ]
 
     def publish() -> None:
         zero._reassign_or_swap_out_partitioned_parameters(index)
@@ -129,6 +126,13 @@ def _stage_3(tensor: Tensor, partitioned: list[Any], info_of: Callable[[Tensor],
     return TensorView(tuple(segments), flat=True, stepped_apart=stepped, publish=publish, agrees=agrees)
 
 
-def _same(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are equal; NaN equals NaN."""
-    return bool(((left == right) | (left.isnan() & right.isnan())).all())
+def _part(tensor: Tensor, segment: Segment) -> Tensor:
+    return tensor[segment.start : segment.start + segment.length]
+
+
+def _same(master: Tensor, values: Tensor) -> bool:
+    """Whether the master copy of some values is that of these; NaN equals NaN."""
+    if master.numel() != values.numel():
+        return False
+    rounded = master.to(device=values.device, dtype=values.dtype)
+    return bool(((rounded == values) | (rounded.isnan() & values.isnan())).all())

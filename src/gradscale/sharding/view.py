@@ -75,14 +75,15 @@ class TensorView:
             parameters in it. They make one training step together. None where one call is one training step.
         publish: copies the tensor into the model's own parameters. Only needed for a tensor that is updated later than
             in the call of `step()` that the engine made for it.
-        agrees: whether the tensor's values are those of the parameters that it stands for, before the first step.
+        agrees: for each segment, whether its values are those of the parameter that it stands for, before the first
+            step.
     """
 
     segments: tuple[Segment, ...]
     flat: bool = False
     stepped_apart: Callable[[], list[tuple[Tensor, Tensor]]] | None = None
     publish: Callable[[], None] | None = None
-    agrees: Callable[[], bool] | None = None
+    agrees: Callable[[], list[bool]] | None = None
 
     @property
     def process_groups(self) -> tuple[Any, ...]:
