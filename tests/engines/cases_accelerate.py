@@ -1,6 +1,5 @@
 """What each rank does in `test_accelerate.py`: training loops of a user of accelerate, on one engine per launch."""
 
-import contextlib
 import gc
 import math
 import sys
@@ -19,6 +18,7 @@ from gradscale import SGGAdamW
 from gradscale.optim.rule import Layer
 from gradscale.optim.sgg_scaler import SGGScaler
 from tests.engines.fsdp_on_cpu import relabel_cpu_ranks
+from tests.engines.sent import sent_bytes
 from tests.optim.training import batches, make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integrations" / "scripts"))
@@ -105,22 +105,6 @@ def regrouped(optimizer, before, clock):
     given = optimizer.grouping_report
     same &= [layer.scales for layer in given.layers] == [layer.scales for layer in report.layers]
     return same and given.global_mda == report.global_mda and len(scaled) > 0
-
-
-@contextlib.contextmanager
-def sent_bytes():
-    """Bytes of every all-reduce that Python starts; those of DDP and FSDP2 are started elsewhere."""
-    sizes, all_reduce = [], torch.distributed.all_reduce
-
-    def counting(tensor, *args, **kwargs):
-        sizes.append(tensor.numel() * tensor.element_size())
-        return all_reduce(tensor, *args, **kwargs)
-
-    torch.distributed.all_reduce = counting
-    try:
-        yield sizes
-    finally:
-        torch.distributed.all_reduce = all_reduce
 
 
 def training(

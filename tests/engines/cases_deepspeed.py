@@ -12,7 +12,8 @@ from torch import nn
 
 from gradscale import SGGAdamW
 from tests.engines.models_deepspeed import Adapted, Branching, Fed, Tied, Uneven, fill, gradients
-from tests.engines.whole_deepspeed import WholeLayers, sent_bytes
+from tests.engines.sent import sent_bytes
+from tests.engines.whole_deepspeed import WholeLayers
 from tests.optim.training import batches
 
 OPTIONS = {"lr": 1e-2, "recluster_interval": 4, "scale_decay": 0.5, "weight_decay": 0.1}

@@ -23,8 +23,9 @@ from torch.utils._pytree import tree_map_only
 from gradscale import SGGAdamW
 from gradscale.optim.rule import Layer
 from gradscale.optim.sgg_scaler import SGGScaler
-from tests.engines.cases_accelerate import OPTIONS, ROWS, STEPS, Branches, sent_bytes
+from tests.engines.cases_accelerate import OPTIONS, ROWS, STEPS, Branches
 from tests.engines.models_fsdp1 import adapted, frozen_rest, narrow, nested, tied, tiny
+from tests.engines.sent import sent_bytes
 from tests.optim.training import batches, make_model
 
 UNITS = {"auto_wrap_policy": ModuleWrapPolicy({nn.Linear})}

@@ -1,7 +1,6 @@
 """Whole layers of a model under DeepSpeed, and their groups made again: what every rank should have decided."""
 
 import dataclasses
-import sys
 from contextlib import contextmanager
 
 import torch
@@ -160,20 +159,3 @@ def counted_layers():
         yield numbers
     finally:
         sgg_scaler.sum_over_shards = real
-
-
-@contextmanager
-def sent_bytes():
-    """Bytes of every all-reduce that gradscale starts, not DeepSpeed."""
-    sizes, all_reduce = [], torch.distributed.all_reduce
-
-    def counting(tensor, *args, **kwargs):
-        if sys._getframe(1).f_globals["__name__"].startswith("gradscale"):
-            sizes.append(tensor.numel() * tensor.element_size())
-        return all_reduce(tensor, *args, **kwargs)
-
-    torch.distributed.all_reduce = counting
-    try:
-        yield sizes
-    finally:
-        torch.distributed.all_reduce = all_reduce
