@@ -47,9 +47,15 @@ def _train(arguments: Sequence[str]) -> int:
     from gradscale.training.job import run_job
 
     try:
-        return run_job(settings)
+        code = run_job(settings)
     except DataError as error:
         return _refuse(error)
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # Left to the end of the process, its threads now and then abort a rank that has finished.
+        torch.distributed.destroy_process_group()
+    return code
 
 
 def _refuse(error: ValueError) -> int:

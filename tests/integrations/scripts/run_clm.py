@@ -5,6 +5,7 @@ import os
 import sys
 
 import tiny
+import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 
@@ -30,6 +31,9 @@ def main():
             result["engine"] = {name: getattr(trainer.deepspeed, name)() for name in names}
         print("RESULT", json.dumps(result))
         trainer.state.save_to_json(os.path.join(args.output_dir, "trainer_state.json"))
+    if torch.distributed.is_initialized():
+        # Left to the end of the process, its threads now and then abort a rank that has finished.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
