@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -15,6 +16,7 @@ from gradscale.training.errors import ConfigError
 
 # Of the extra `train`; the optimizers alone need none of them.
 _LIBRARIES = ("transformers", "accelerate", "datasets", "tokenizers", "yaml")
+_DROPPED_AFTER = 0.2  # seconds in which a thread gets to run on a busy machine
 USAGE = "usage: gradscale train CONFIG.yaml [--key value ...]"
 
 
@@ -50,12 +52,18 @@ def _train(arguments: Sequence[str]) -> int:
         code = run_job(settings)
     except DataError as error:
         return _refuse(error)
+    _leave_process_group()
+    return code
+
+
+def _leave_process_group() -> None:
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # Left to the end of the process, its threads now and then abort a rank that has finished.
+        # gloo's threads drop the tensors of the last collective some time after it has returned. If that falls into the
+        # shutdown of the interpreter, they cannot get the GIL and abort a rank that has finished.
+        time.sleep(_DROPPED_AFTER)
         torch.distributed.destroy_process_group()
-    return code
 
 
 def _refuse(error: ValueError) -> int:
