@@ -21,15 +21,34 @@ ADAM: Mapping[str, Option] = MappingProxyType(
         ),
         "eps": Option(Real(0.0), 1e-8, "added to the root of the second moment", "Invalid epsilon value"),
         "amsgrad": Option(Flag(), False, "divide by the largest second moment seen so far"),
+        "moments_dtype": Option(
+            Choice(("auto", "float32", "bfloat16")),
+            "auto",
+            "dtype of the moments; auto is the parameter's own (of float16 parameters float32)",
+        ),
         "maximize": Option(Flag(), False, "ascend instead of descend"),
     }
 )
 
-# Options of every optimizer's param groups that are no `--optim_args`.
+# Options of the step itself, whatever the base and the scaler.
+KAHAN_SUM = Option(Flag(), False, "keep what rounding takes from 16-bit parameters, and give it back (2 bytes each)")
+STEP: Mapping[str, Option] = MappingProxyType(
+    {
+        "kernel": Option(
+            Choice(("auto", "compiled", "eager")),
+            "auto",
+            "run the step as code from torch.compile, operation by operation, or as the model's size suggests",
+        ),
+        "kahan_sum": KAHAN_SUM,
+    }
+)
+
+# Options of every optimizer's param groups.
 COMMON: Mapping[str, Option] = MappingProxyType(
     {
         "weight_decay": Option(Real(0.0), 0.0, "weight decay coefficient", "Invalid weight_decay value"),
         "scaled": Option(Flag(), True, "scale the layers of this group"),
+        "kahan_sum": KAHAN_SUM,
         "total_steps": Option(RunLength(), None, "optimizer steps of the run, for intervals given as a fraction of it"),
     }
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
-from gradscale.option_tables import ADAM, SGG
+from gradscale.option_tables import ADAM, SGG, STEP
 from gradscale.options import Option, nearest
 
 
@@ -53,7 +53,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_adamw",
         target="gradscale.optim.sgg_adam:SGGAdamW",
         summary="SGG on AdamW (decoupled weight decay)",
-        options=MappingProxyType({**ADAM, **SGG}),
+        options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=_SGG_TRAINER_DEFAULTS,
     ),
@@ -61,7 +61,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_adam",
         target="gradscale.optim.sgg_adam:SGGAdam",
         summary="SGG on Adam (weight decay added to the gradient)",
-        options=MappingProxyType({**ADAM, **SGG}),
+        options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=_SGG_TRAINER_DEFAULTS,
     ),

@@ -1,61 +1,72 @@
-"""Adam: moments and update direction (Kingma and Ba, 2015, arXiv 1412.6980, Algorithm 1)."""
+"""Adam: moments and update direction (Kingma and Ba, 2015, arXiv 1412.6980, Algorithm 1).
+
+Every factor may be a number or a tensor of no dimensions. Compiled code takes tensors: a number would be compiled in,
+and every step brings another.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+Number = float | Tensor
 
-def adam_moments(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, betas: tuple[float, float]) -> None:
-    """Take one gradient into both moments.
 
-        m <- beta1 m + (1 - beta1) g
+class AdamFactors(NamedTuple):
+    """What the update needs of one step t.
+
+    Attributes:
+        grad_weight: 1 - beta1.
+        beta2: decay rate of the second moment.
+        square_weight: 1 - beta2.
+        inverse_root: 1 / sqrt(1 - beta2^t), which corrects the root of the second moment.
+        eps: added to the corrected root.
+    """
+
+    grad_weight: Number
+    beta2: Number
+    square_weight: Number
+    inverse_root: Number
+    eps: Number
+
+
+def adam_factors(step: float, *, betas: tuple[float, float], eps: float) -> tuple[float, AdamFactors]:
+    """Return 1 / (1 - beta1^t), by which the learning rate is multiplied, and the factors of step t (from 1)."""
+    beta1, beta2 = betas
+    factors = AdamFactors(1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps)
+    return 1 / (1 - beta1**step), factors
+
+
+def adam_moments(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamFactors) -> None:
+    """Take one gradient into both moments, in place.
+
+        m <- m + (1 - beta1) (g - m)
         v <- beta2 v + (1 - beta2) g^2
 
-    Moments held in bfloat16 or float16 are updated in float32 and rounded once.
-
     Args:
-        grad: gradient, any shape, in the dtype of the arithmetic.
-        exp_avg: first moment, same shape; changed in place.
-        exp_avg_sq: second moment, same shape; changed in place.
-        betas: decay rates of the two moments.
+        grad: gradient, any shape; not changed.
+        exp_avg: first moment, same shape and dtype.
+        exp_avg_sq: second moment, same shape and dtype.
+        factors: those of the step.
     """
-    beta1, beta2 = betas
-    if exp_avg.dtype == grad.dtype:
-        exp_avg.lerp_(grad, 1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    else:
-        exp_avg.copy_(exp_avg.to(grad.dtype).lerp_(grad, 1 - beta1))
-        exp_avg_sq.copy_(exp_avg_sq.to(grad.dtype).mul_(beta2).addcmul_(grad, grad, value=1 - beta2))
+    exp_avg.add_((grad - exp_avg).mul_(factors.grad_weight))
+    exp_avg_sq.mul_(factors.beta2).add_((grad * factors.square_weight).mul_(grad))
 
 
-def adam_direction(
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    *,
-    step: float,
-    betas: tuple[float, float],
-    eps: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the update direction, to be subtracted from the parameter after scaling by the learning rate.
+def adam_direction(exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamFactors) -> Tensor:
+    """Return the update direction, less the correction of the first moment, which belongs to the learning rate.
 
-        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+        m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
     Args:
         exp_avg: first moment, any shape.
-        exp_avg_sq: second moment (or, for AMSGrad, its running maximum), same shape.
-        step: t, updates of this tensor so far, this one included.
-        betas: decay rates of the two moments.
-        eps: added to the root of the second moment.
-        dtype: dtype of the arithmetic and of the result.
+        exp_avg_sq: second moment (or, for AMSGrad, its running maximum), same shape and dtype.
+        factors: those of the step.
 
     Returns:
         A new tensor of the same shape; the moments are not changed.
     """
-    bias_correction1 = 1 - betas[0] ** step
-    bias_correction2 = 1 - betas[1] ** step
-    denom = exp_avg_sq.to(dtype).sqrt().div_(math.sqrt(bias_correction2)).add_(eps).mul_(bias_correction1)
-    return exp_avg.to(dtype).div(denom)
+    return torch.div(exp_avg, exp_avg_sq.sqrt().mul_(factors.inverse_root).add_(factors.eps))

@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "train": "gradscale.cli.train:main",
     "plot": "gradscale.cli.plot:main",
     "doctor": "gradscale.cli.doctor:main",
+    "bench": "gradscale.cli.bench:main",
 }
 
 HELP = """\
@@ -23,6 +24,7 @@ usage: gradscale <command> [...]
   train   pre-train or fine-tune a causal language model from a YAML file
   plot    draw loss and scales of finished runs
   doctor  tell engine, sharding, scaled layers, memory and what is not supported before a run starts
+  bench   measure what a step costs in time and memory, beside other optimizers
 
 `gradscale <command> --help` says more. `gradscale --version` prints the version."""
 

@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradscale.bases.adam import adam_direction, adam_moments
-from gradscale.optim.rule import Group, Slot, State
+from gradscale.bases.adam import AdamFactors, Number, adam_direction, adam_factors, adam_moments
+from gradscale.optim.rule import Group, Plan, Slot
 from gradscale.option_tables import ADAM
 from gradscale.options import Option
 
+_MOMENTS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+
+@dataclass(frozen=True)
 class AdamRule:
     """Adam (weight decay enters the gradient) or AdamW (decoupled, Loshchilov and Hutter, arXiv 1711.05101)."""
 
-    options: Mapping[str, Option] = ADAM
+    decoupled_weight_decay: bool
     momentum: str = "exp_avg"
 
-    def __init__(self, *, decoupled_weight_decay: bool) -> None:
-        self.decoupled_weight_decay = decoupled_weight_decay
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Those of Adam."""
+        return ADAM
 
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
-        """Both moments, and the running maximum for AMSGrad, in the parameter's dtype.
+        """Both moments, and the running maximum for AMSGrad; by default in the parameter's dtype.
 
         But for float16 in float32: squares of usual gradients are below what float16 can hold.
         """
         keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-        dtype = torch.float32 if param.dtype == torch.float16 else param.dtype
+        own = torch.float32 if param.dtype == torch.float16 else param.dtype
+        dtype = _MOMENTS_DTYPES.get(group["moments_dtype"], own)
         lowest = {"exp_avg": -math.inf}
         return {key: Slot(dtype, param.shape, lowest=lowest.get(key, 0.0), may_be_nan=True) for key in keys}
 
-    def accumulate(self, grad: Tensor, state: State, group: Group) -> None:
-        """See `adam_moments`."""
-        adam_moments(grad, state["exp_avg"], state["exp_avg_sq"], betas=group["betas"])
-        if group["amsgrad"]:
-            torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"], out=state["max_exp_avg_sq"])
+    def plan(self, group: Group) -> Plan:
+        """Whether AMSGrad is on."""
+        return bool(group["amsgrad"])
 
-    def direction(self, state: State, group: Group, dtype: torch.dtype) -> Tensor:
+    def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
+        """See `adam_factors`."""
+        rate, factors = adam_factors(step, betas=group["betas"], eps=group["eps"])
+        return rate, tuple(map(float, factors))
+
+    def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
+        """See `adam_moments`."""
+        adam_moments(grad, state["exp_avg"], state["exp_avg_sq"], AdamFactors(*constants))
+        if plan:
+            state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"]))
+
+    def direction(self, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> Tensor:
         """See `adam_direction`."""
-        return adam_direction(
-            state["exp_avg"],
-            state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"],
-            step=float(state["step"]),
-            betas=group["betas"],
-            eps=group["eps"],
-            dtype=dtype,
-        )
+        second = state["max_exp_avg_sq" if plan else "exp_avg_sq"]
+        return adam_direction(state["exp_avg"], second, AdamFactors(*constants))

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch.optim import Optimizer
 
+from gradscale.optim.kernels.choice import StepKernel
+from gradscale.optim.kernels.update_pass import COMPENSATION
 from gradscale.optim.layer_rows import KEY, Rows, for_fsdp1, per_layer_keys, rows_of, with_rows
 from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.report import GroupingReport
@@ -27,6 +29,7 @@ class StateLoading(Optimizer):
     base: ClassVar[BaseRule]
     scaler: ClassVar[Scaler]
     _roster: Roster
+    _kernel: StepKernel
     _table: MemberTable
     _report: GroupingReport | None
     _held: list[tuple[Member, float]]  # members whose momentum is up to date and whose update waits for a grouping
@@ -72,9 +75,12 @@ class StateLoading(Optimizer):
 
     def _slots(self, member: Member) -> dict[str, Slot]:
         """State tensors of one tensor."""
-        slots = self.base.slots(member.param, member.group)
+        param, group = member.param, member.group
+        slots = self.base.slots(param, group)
+        if group["kahan_sum"] and param.dtype in (torch.bfloat16, torch.float16):
+            slots[COMPENSATION] = Slot(param.dtype, param.shape, may_be_nan=True)
         if member.scaled:
-            slots |= self.scaler.slots(member.param.shape, member.rows, member.group)
+            slots |= self.scaler.slots(param.shape, member.rows, group)
         return slots
 
     def _own_options(self, group: Group) -> Group:
@@ -124,7 +130,8 @@ class StateLoading(Optimizer):
         return checked
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_roster": self._roster.of_groups(self.param_groups), "_report": self._report}
+        roster = self._roster.of_groups(self.param_groups)
+        return {**super().__getstate__(), "_roster": roster, "_report": self._report, "_kernel": self._kernel.choice}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""
@@ -132,6 +139,8 @@ class StateLoading(Optimizer):
         if not isinstance(self._roster, Roster):
             self._roster = Roster.restored(self._roster, self.param_groups)
             self._reset_engine_caches()
+        if isinstance(self._kernel, str):
+            self._kernel = StepKernel(self._kernel, type(self).__name__)
         self._ungrouped = set()
         layers = unknown = overdue = lost = 0
         for index, group in enumerate(self.param_groups):
@@ -164,7 +173,8 @@ class StateLoading(Optimizer):
         state, slots = self.state[member.param], self._slots(member)
         missing = restore_state(state, slots, member.param)
         rows = per_layer_keys(member, slots)
-        if not missing or not member.scaled:
+        scaler_keys = self.scaler.slots(member.param.shape, member.rows, member.group) if member.scaled else {}
+        if not any(key in missing for key in scaler_keys):
             return 0, 0
         if any(key in missing for key in rows):
             return len(member.scaled), 0

@@ -68,6 +68,7 @@ class _Known:
     shape: torch.Size
     view: TensorView
     checked: bool = False
+    member: Member | None = None  # the last one made of it
 
 
 class MemberTable:
@@ -91,10 +92,13 @@ class MemberTable:
         Raises:
             UnsupportedShardingError: an engine that is not supported has put the tensor there.
         """
-        view = self._view(param, group, index, place)
+        known = self._known(param, group, index, place)
         options = group if options is None else options
-        scaled = tuple(segment for segment in view.segments if self._scaler.scales(segment.shape, options))
-        return Member(param, options, view, scaled)
+        scaled = tuple([segment for segment in known.view.segments if self._scaler.scales(segment.shape, options)])
+        member = known.member
+        if member is None or member.group is not options or len(member.scaled) != len(scaled):
+            member = known.member = Member(param, options, known.view, scaled)
+        return member
 
     def members(self, groups: Sequence[Group]) -> list[Member]:
         """Return all members of param groups, in order. Raises as `member`."""
@@ -129,12 +133,12 @@ class MemberTable:
         for member in members:
             self._views[id(member.param)].checked = True
 
-    def _view(self, param: Tensor, group: Group, index: int, place: int) -> TensorView:
+    def _known(self, param: Tensor, group: Group, index: int, place: int) -> _Known:
         known = self._views.get(id(param))
         if known is None or known.param() is not param or known.shape != param.shape:
             view = engines.view(param, group, index, place, self._roster)
             known = self._views[id(param)] = _Known(weakref.ref(param), param.shape, view)
-        return known.view
+        return known
 
 
 def local_state(state: State) -> State:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gradscale.bases.adam import Number
 from gradscale.optim.report import GroupingReport
 from gradscale.options import Option
 
 State = dict[str, Any]
 Group = dict[str, Any]
+Plan = Hashable  # the options that change what is computed, and not only its constants
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def arithmetic_dtype(param: Tensor) -> torch.dtype:
     return torch.float32 if param.dtype in (torch.bfloat16, torch.float16) else param.dtype
 
 
-class BaseRule(Protocol):
-    """A base optimizer as two pure steps, bound to its state."""
+class BaseRule(Hashable, Protocol):
+    """A base optimizer as two pure steps, bound to its state. Rules that compute the same are equal."""
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -86,14 +88,25 @@ class BaseRule(Protocol):
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
         """State tensors of one parameter."""
 
-    def accumulate(self, grad: Tensor, state: State, group: Group) -> None:
-        """Take one gradient (in the dtype of the arithmetic, not changed) into the state, in place."""
+    def plan(self, group: Group) -> Plan:
+        """Return what of a group's options changes the computation."""
 
-    def direction(self, state: State, group: Group, dtype: torch.dtype) -> Tensor:
+    def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
+        """Return what the learning rate is multiplied by, and the numbers that `accumulate` and `direction` take.
+
+        Args:
+            group: the param group.
+            step: updates of the tensor so far, this one included.
+        """
+
+    def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
+        """Take one gradient (not changed) into the state, in place; all in the dtype of the arithmetic."""
+
+    def direction(self, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> Tensor:
         """Return the update direction as a new tensor, read from the state."""
 
 
-class Scaler(Protocol):
+class Scaler(Hashable, Protocol):
     """A learning-rate factor per element, bound to its state."""
 
     @property
@@ -128,5 +141,18 @@ class Scaler(Protocol):
     def warn(self, report: GroupingReport) -> None:
         """Say what went wrong in a grouping, once the step is complete."""
 
-    def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
-        """Return the factor of every element, in the shape of the parameter."""
+    def plan(self, group: Group) -> Plan:
+        """Return what of a group's options changes the factor."""
+
+    def reads(self, plan: Plan) -> tuple[str, ...]:
+        """Keys of the state that the factor is read from, beside the momentum."""
+
+    def factor(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> Tensor:
+        """Return the factor of every element (or one for all), in the dtype given. Pure and elementwise.
+
+        Args:
+            momentum: as it is kept, any shape.
+            state: what `reads` names.
+            dtype: dtype of the result.
+            plan: see `plan`.
+        """

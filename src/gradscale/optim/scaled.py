@@ -8,11 +8,12 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.param_groups import as_list, group_members, names_of, split_by_target, tensor_of
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
-from gradscale.option_tables import COMMON, LEARNING_RATE, TORCH_SWITCHES
+from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
 from gradscale.options import Integer, Option, OptionError, check_option, check_options
 from gradscale.sharding.roster import Roster
 
@@ -34,6 +35,7 @@ class ScaledOptimizer(StepLoop):
         module: nn.Module | None,
         target_modules: str | list[str] | None,
         switches: Mapping[str, bool | None],
+        kernel: str,
     ) -> None:
         """Make the optimizer.
 
@@ -43,8 +45,10 @@ class ScaledOptimizer(StepLoop):
             module: the model, for parameter names and `target_modules`.
             target_modules: which modules' layers are scaled; None scales all.
             switches: `foreach` and its kind, which have nothing to switch.
+            kernel: how the step runs: "auto", "compiled" or "eager".
         """
         check_options(switches, TORCH_SWITCHES, owner=type(self).__name__)
+        self._kernel = StepKernel(check_option("kernel", kernel, STEP["kernel"]), type(self).__name__)
         if module is not None and not isinstance(module, nn.Module):
             raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
         if target_modules is not None:
@@ -63,6 +67,11 @@ class ScaledOptimizer(StepLoop):
     def grouping_report(self) -> GroupingReport | None:
         """The last grouping: what it saw and decided. None before the first. Not part of `state_dict()`."""
         return self._report
+
+    @property
+    def kernel(self) -> str:
+        """How the step runs, as given: "auto", "compiled" or "eager". Not part of `state_dict()`."""
+        return self._kernel.choice
 
     def set_total_steps(self, total_steps: int) -> None:
         """Set the length of the run, in optimizer steps, to which fractional intervals refer.

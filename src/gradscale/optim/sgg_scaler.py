@@ -6,15 +6,16 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.optim.report import GroupingReport, LayerReport
-from gradscale.optim.rule import Group, Layer, Slot, State
+from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
+from gradscale.scalers.factor import factor_by_label, factor_by_value
 from gradscale.scalers.histogram import ZERO_EDGE, center_of, count_values
 from gradscale.scalers.sgg import (
     Grouping,
@@ -22,7 +23,6 @@ from gradscale.scalers.sgg import (
     group_layers,
     mda_over_clusters,
     mda_over_parameters,
-    scale_factor,
     update_scales,
 )
 from gradscale.sharding.reduce import sum_over_shards
@@ -47,6 +47,14 @@ def interval_in_steps(group: Group) -> int:
             "set_total_steps(n) before the first step (inside a Trainer, gradscale's callback does this)"
         )
     return max(1, round(interval * int(total)))
+
+
+class FactorPlan(NamedTuple):
+    """How the factor of an element is found: by "label", by "value", or one for the whole "layer"."""
+
+    by: str
+    n_clusters: int
+    absolute: bool
 
 
 class SGGScaler:
@@ -95,12 +103,23 @@ class SGGScaler:
         deferred = isinstance(group["recluster_interval"], float) and group["total_steps"] == DEFERRED
         return float(state["step"]) >= (1 if deferred else interval_in_steps(group))
 
-    def factor(self, momentum: Tensor, state: State, group: Group, dtype: torch.dtype) -> Tensor:
+    def plan(self, group: Group) -> FactorPlan:
+        """How a scale is chosen, of how many."""
+        by = "label" if _keeps_labels(group) else "layer" if _clusters(group) == 1 else "value"
+        return FactorPlan(by, _clusters(group), by == "value" and group["momentum_sign"] == "absolute")
+
+    def reads(self, plan: Plan) -> tuple[str, ...]:
+        """Scales, and labels or boundaries."""
+        return {"layer": ("scales",), "label": ("labels", "scales"), "value": ("boundaries", "scales")}[_known(plan).by]
+
+    def factor(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> Tensor:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
-        if _clusters(group) == 1:
-            return cast(Tensor, state["scales"]).to(dtype).expand_as(momentum)
-        labels = state["labels"] if _keeps_labels(group) else _labels(momentum, state, group)
-        return scale_factor(labels, state["scales"], dtype)
+        plan, scales = _known(plan), state["scales"].to(dtype)
+        if plan.by == "layer":
+            return scales[0]
+        if plan.by == "label":
+            return factor_by_label(state["labels"], scales)
+        return factor_by_value(momentum, state["boundaries"], scales, absolute=plan.absolute)
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Group the layers' momenta, compare their deviations, move their scales.
@@ -235,6 +254,11 @@ def _apply(layer: Layer, grouping: Grouping, row: int, global_mda: float) -> Lay
 
 def _labels(momentum: Tensor, state: State, group: Group) -> Tensor:
     return assign_labels(momentum, state["boundaries"], absolute=group["momentum_sign"] == "absolute")
+
+
+def _known(plan: Plan) -> FactorPlan:
+    assert isinstance(plan, FactorPlan)
+    return plan
 
 
 def _clusters(group: Group) -> int:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from gradscale.optim.kernels.strips import strips_of
+from gradscale.optim.kernels.update_pass import Part, UpdatePass, constants_of, update_pass
 from gradscale.optim.members import Member, layers_of, local_state
 from gradscale.optim.report import GroupingReport
-from gradscale.optim.rule import Layer, arithmetic_dtype
+from gradscale.optim.rule import Layer
 from gradscale.optim.universal import UniversalLoading
 from gradscale.sharding import fsdp1
 from gradscale.sharding.coverage import check_coverage
 from gradscale.sharding.dtensor import local_part
 from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
+
+Run = tuple[Callable[..., Any], Sequence[Any]]
 
 
 class StepLoop(UniversalLoading):
@@ -46,22 +51,28 @@ class StepLoop(UniversalLoading):
             self._init_state(member)
         if only_makes_state:
             return loss
-        for group in self.param_groups:
-            group["steps"] = clock
-        for member in updates:
-            self.state[member.param]["step"] += 1
-
+        self._kernel.weigh(sum(local_part(member.param).numel() for member in together))
         # An engine that steps its tensors apart has further calls in this training step: the grouping is in the last
         # of those that bring a scaled layer.
-        if not due or (apart and not any(member.scaled for member in updates)):
-            for member in updates:
-                self._accumulate(member)
-                self._apply(member, rates[id(member.group)])
-            return loss
+        groups_now = bool(due) and not (apart and not any(member.scaled for member in updates))
         # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
-        for member in updates:
-            self._accumulate(member)
-            self._held.append((member, rates[id(member.group)]))
+        steps = [self.state[member.param]["step"] for member in updates]
+        lrs = [rates[id(member.group)] for member in updates]
+        runs = self._prepared(
+            updates, lrs, [float(step) + 1 for step in steps], "accumulate" if groups_now else "whole"
+        )
+        if groups_now:
+            # For its errors: what cannot be compiled must be known before anything is changed.
+            self._prepared(updates, lrs, [float(step) + 1 for step in steps], "apply")
+        for group in self.param_groups:
+            group["steps"] = clock
+        if steps:
+            torch._foreach_add_(steps, 1)
+        for run, arguments in runs:
+            run(*arguments)
+        if not groups_now:
+            return loss
+        self._held.extend(zip(updates, lrs, strict=True))
         if self._all_stepped(together, clock):
             report = self._observe(together, due, clock)
             held, self._held = self._held, []
@@ -146,17 +157,39 @@ class StepLoop(UniversalLoading):
         moves = any(bool(local_part(member.param.grad).any()) for member in members if member.param.grad is not None)
         return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in members])[0]
 
-    def _accumulate(self, member: Member) -> None:
-        if member.param.grad is None:  # nothing of it is here
-            return
-        param, group = local_part(member.param), member.group
-        dtype = arithmetic_dtype(param)
-        grad = local_part(member.param.grad).to(dtype)
-        if group["maximize"]:
-            grad = -grad
-        if group["weight_decay"] != 0 and not self.base.decoupled_weight_decay:
-            grad = grad.add(param.to(dtype), alpha=group["weight_decay"])
-        self.base.accumulate(grad, local_state(self.state[member.param]), group)
+    def _prepared(self, members: list[Member], lrs: list[float], steps: list[float], part: Part) -> list[Run]:
+        """Return what runs a part of the step on members. Nothing has changed yet.
+
+        Args:
+            members: the members.
+            lrs: learning rate of each.
+            steps: updates of each so far, this one included.
+            part: which part.
+
+        Raises:
+            KernelUnavailableError: kernel="compiled", and no compiler works here.
+        """
+        runs: list[Run] = []
+        # Of a param group usually all tensors have seen as many steps.
+        constants: dict[tuple[int, float, float], tuple[float, ...]] = {}
+        updates: dict[tuple[int, bool], UpdatePass] = {}
+        base, prepare = self.base, self._kernel.prepare
+        for member, lr, step in zip(members, lrs, steps, strict=True):
+            param, group = member.param, member.group
+            if part != "apply" and param.grad is None:  # nothing of it is here
+                continue
+            key = (id(group), step, lr)
+            numbers = constants.get(key)
+            if numbers is None:
+                numbers = constants[key] = constants_of(base, group, step, lr)
+            for strip in strips_of(member, self.state[param], with_grad=part != "apply"):
+                update = updates.get((id(group), strip.scaled))
+                if update is None:
+                    scaler = self.scaler if strip.scaled else None
+                    moments = tuple(base.slots(param, group))
+                    update = updates[id(group), strip.scaled] = update_pass(base, scaler, part, group, moments)
+                runs.append(prepare(update, strip, numbers))
+        return runs
 
     def _observe(self, members: list[Member], due: set[int], clock: int) -> GroupingReport | None:
         layers: list[Layer] = []
@@ -176,21 +209,8 @@ class StepLoop(UniversalLoading):
         return report
 
     def _apply(self, member: Member, lr: float) -> None:
-        if member.param.grad is None and member.has_nothing_here:
-            return
-        param, group, state = local_part(member.param), member.group, local_state(self.state[member.param])
-        dtype = arithmetic_dtype(param)
-        update = self.base.direction(state, group, dtype)
-        for _, place, part in member.parts(state, self.base.momentum):
-            scaled = update if place is None else update[place]
-            scaled.mul_(self.scaler.factor(part[self.base.momentum], part, group, dtype))
-        value = param if param.dtype == dtype else param.to(dtype)
-        if group["weight_decay"] != 0 and self.base.decoupled_weight_decay:
-            # Not scaled by the factor: it belongs to the parameter, not to its gradient.
-            value.mul_(1 - lr * group["weight_decay"])
-        value.add_(update, alpha=-lr)
-        if value is not param:
-            param.copy_(value)
+        for run, arguments in self._prepared([member], [lr], [float(self.state[member.param]["step"])], "apply"):
+            run(*arguments)
 
 
 def _may_step_elsewhere(members: list[Member]) -> bool:

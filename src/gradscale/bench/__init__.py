@@ -1,0 +1,1 @@
+"""What `gradscale bench` measures: the time and the memory of an optimizer's step."""

@@ -1,0 +1,92 @@
+"""Tensors of `param_groups` as strips, each of which has one factor (or none) and is updated in one pass.
+
+Strips are cut anew at every step and not kept: engines and users move tensors between devices, or free them, between
+two steps, and what is kept would keep their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gradscale.optim.members import Member
+from gradscale.optim.rule import State
+from gradscale.sharding.dtensor import is_dtensor, local_part
+
+
+class Strip(NamedTuple):
+    """A tensor, or the part of one layer in a vector that an engine laid several into.
+
+    Attributes:
+        param: the parameter.
+        grad: its gradient, in the shape of `param`; None where it is not needed.
+        elementwise: state with one number per element, in the shape of `param`.
+        per_layer: the scaler's state of its layer.
+        scaled: whether it is a layer that is scaled, or part of one.
+        contiguous: whether the elements of all these lie one after the other in memory.
+    """
+
+    param: Tensor
+    grad: Tensor | None
+    elementwise: dict[str, Tensor]
+    per_layer: dict[str, Tensor]
+    scaled: bool
+    contiguous: bool
+
+
+def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Strip]:
+    """Cut a member into strips, which share memory with it.
+
+    Args:
+        member: the member.
+        state: its state; that of a DTensor may hold DTensors.
+        with_grad: whether the strips need their gradients.
+    """
+    param, grad = member.param, member.param.grad if with_grad else None
+    if is_dtensor(param):
+        param, grad = local_part(param), None if grad is None else local_part(grad)
+        state = {key: local_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+    if param.numel() == 0:
+        return
+    contiguous = param.is_contiguous()
+    if grad is not None and contiguous and not grad.is_contiguous():
+        grad = grad.contiguous()
+    elementwise, per_layer, shape = {}, {}, param.shape
+    for key, value in state.items():
+        if key == "step" or not isinstance(value, Tensor):
+            continue
+        if value.shape == shape:
+            elementwise[key] = value
+            contiguous = contiguous and value.is_contiguous()
+        else:
+            per_layer[key] = value
+    if member.view.flat:
+        yield from _of_vector(member, Strip(param.detach(), grad, elementwise, per_layer, False, True))
+    else:
+        yield Strip(param.detach(), grad, elementwise, per_layer, bool(member.scaled), contiguous)
+
+
+def _of_vector(member: Member, vector: Strip) -> Iterator[Strip]:
+    """Strips of a flat tensor: the scaled segments, and what lies between them."""
+    position = 0
+    here = [(segment.start, segment.length, row) for row, segment in enumerate(member.scaled) if segment.length]
+    for start, length, row in sorted(here):
+        if position < start:
+            yield _piece(vector, slice(position, start), None)
+        position = start + length
+        yield _piece(vector, slice(start, position), row)
+    if position < vector.param.numel():
+        yield _piece(vector, slice(position, vector.param.numel()), None)
+
+
+def _piece(vector: Strip, place: slice, row: int | None) -> Strip:
+    return Strip(
+        vector.param[place],
+        None if vector.grad is None else vector.grad[place],
+        {key: tensor[place] for key, tensor in vector.elementwise.items()},
+        {} if row is None else {key: tensor[row] for key, tensor in vector.per_layer.items()},
+        scaled=row is not None,
+        contiguous=True,
+    )

@@ -1,0 +1,137 @@
+"""One pass: gradient into moments, base rule, scaler's factor, weight decay and the write of the parameter.
+
+Written once in torch operations on one stretch. Eagerly it runs on pieces that fit a cache; compiled, the operations
+become one loop that reads and writes every element once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from torch import Tensor
+
+from gradscale.bases.adam import Number
+from gradscale.optim.rule import BaseRule, Group, Plan, Scaler, arithmetic_dtype
+
+Part = Literal["whole", "accumulate", "apply"]
+COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-bit parameter so far
+
+
+@dataclass(frozen=True, eq=False)
+class UpdatePass:
+    """What a pass computes, made by `update_pass`: there is one object for each, which is the key of compiled code.
+
+    Attributes:
+        rule: the base rule.
+        rule_plan: its options that change the computation and not only its constants.
+        scaler: the scaler, or None where no factor is applied.
+        scaler_plan: likewise.
+        part: "whole" takes a gradient and applies it. A step that groups does both apart: "accumulate" takes it into
+            the moments, and "apply" reads the moments and moves the parameter.
+        maximize: whether to ascend.
+        coupled_decay: whether weight decay enters the gradient.
+        moments: keys of the state that the rule keeps.
+    """
+
+    rule: BaseRule
+    rule_plan: Plan
+    scaler: Scaler | None
+    scaler_plan: Plan
+    part: Part
+    maximize: bool
+    coupled_decay: bool
+    moments: tuple[str, ...]
+
+    def run(self, param: Tensor, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number]) -> None:
+        """Change param and state in place.
+
+        16-bit parameters and moments are computed in float32 and rounded once, at the end.
+
+        Args:
+            param: a stretch of the parameter.
+            grad: its gradient, same shape; not changed. None for "apply".
+            state: the stretch's part of the state, by key: same shape, but for what the scaler keeps per layer.
+            constants: see `constants_of`.
+        """
+        dtype = arithmetic_dtype(param)
+        rate, decay, coupled, *rest = constants
+        value = param.to(dtype)
+        # `to` gives the tensor itself where the dtype is right: then the moments are updated where they are.
+        moments = {key: state[key].to(dtype) for key in self.moments}
+        if self.part != "apply":
+            assert grad is not None
+            grad = grad.to(dtype)
+            if self.maximize:
+                grad = -grad
+            if self.coupled_decay:
+                grad = grad + value * coupled
+            self.rule.accumulate(grad, moments, rest, self.rule_plan)
+            for key, tensor in moments.items():
+                if tensor is not state[key]:
+                    state[key].copy_(tensor)
+        if self.part == "accumulate":
+            return
+        update = self.rule.direction(moments, rest, self.rule_plan)
+        if self.scaler is not None:
+            # Of the momentum as it is kept: groupings count that one.
+            update = update.mul_(self.scaler.factor(state[self.rule.momentum], state, dtype, self.scaler_plan))
+        update = update.mul_(rate)
+        if value is param:
+            # Not scaled by the factor: it belongs to the parameter, not to its gradient.
+            param.mul_(decay).sub_(update)
+        elif COMPENSATION in state:
+            _kahan_sum(param, value, value * decay - update, state[COMPENSATION])
+        else:
+            param.copy_(value.mul_(decay).sub_(update))
+
+
+@functools.cache
+def _the_only(*fields: Hashable) -> UpdatePass:
+    make: Any = UpdatePass
+    return cast(UpdatePass, make(*fields))
+
+
+def update_pass(
+    rule: BaseRule, scaler: Scaler | None, part: Part, group: Group, moments: tuple[str, ...]
+) -> UpdatePass:
+    """Return the pass that a param group asks for.
+
+    Args:
+        rule: the base rule.
+        scaler: the scaler; None for what is not scaled.
+        part: see `UpdatePass`.
+        group: the param group.
+        moments: keys of the state that the rule keeps.
+    """
+    plan = None if scaler is None else scaler.plan(group)
+    coupled = group["weight_decay"] != 0 and not rule.decoupled_weight_decay
+    return _the_only(rule, rule.plan(group), scaler, plan, part, group["maximize"], coupled, moments)
+
+
+def constants_of(rule: BaseRule, group: Group, step: float, lr: float) -> tuple[float, ...]:
+    """Return the numbers that change from step to step, or by param group.
+
+    Returns:
+        What the direction is multiplied by; what the parameter is multiplied by; the weight decay that enters the
+        gradient; and those of the rule.
+    """
+    rate, own = rule.constants(group, step)
+    weight_decay, decoupled = group["weight_decay"], rule.decoupled_weight_decay
+    return (lr * rate, 1 - lr * weight_decay if decoupled else 1.0, 0.0 if decoupled else weight_decay, *own)
+
+
+def _kahan_sum(param: Tensor, old: Tensor, new: Tensor, compensation: Tensor) -> None:
+    """Write a 16-bit parameter, with what rounding took from earlier steps (Kahan, 1965, CACM 8(1)).
+
+    Args:
+        param: bfloat16 or float16, changed.
+        old: its value, float32.
+        new: what it should become, float32.
+        compensation: what rounding has taken so far, in the dtype of `param`; changed.
+    """
+    change = (new - old).add_(compensation)
+    param.copy_(old + change)
+    compensation.copy_(change.sub_(param.to(old.dtype).sub_(old)))
