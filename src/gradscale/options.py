@@ -164,7 +164,7 @@ DEFERRED = "deferred"  # a run length that will be known before the first step
 class Off:
     """None or False: a switch of torch's optimizers that has nothing to switch here."""
 
-    allowed: str = "None or False (there is one implementation, see docs/sgg.md)"
+    allowed: str = "None or False (see the option kernel)"
 
     def check(self, value: Any) -> None:  # noqa: D102
         if value is not None and value is not False:

@@ -4,6 +4,7 @@ State is compared with that of real optimizers: made by the Trainer here, and by
 `cases_doctor.py`.
 """
 
+import contextlib
 import weakref
 
 import pytest
@@ -162,32 +163,41 @@ def peak_of_a_step(shapes, *, dtype=torch.float32, **options):
     """Peak of the last of 3 steps, of which the second groups where T is 2, and what was told."""
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
     optimizer = SGGAdamW(params, **options)
-    for _ in range(3):
+    for turn in range(3):
         for param in params:
             param.grad = torch.randn_like(param)
-        with Peak() as peak:
+        with Peak() if turn == 2 else contextlib.nullcontext() as peak:  # torch does not compile under it
             optimizer.step()
     members = MemberTable(optimizer._roster, optimizer.scaler).members(optimizer.param_groups)
     return peak.most, memory_of(optimizer, members)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"labels": "live"}, {"grouping": "layer"}, {"n_clusters": 1}], ids=str)
-def test_a_step_takes_for_a_moment_what_was_told(dtype, options):
-    measured, memory = peak_of_a_step([(64, 2048), (512,)], dtype=dtype, recluster_interval=100, **options)
-    assert measured == pytest.approx(memory.step, rel=0.01)
+@pytest.mark.parametrize(
+    "options", [{}, {"labels": "live", "kahan_sum": True}, {"n_clusters": 1}, {"moments_dtype": "bfloat16"}], ids=str
+)
+def test_a_step_takes_for_a_moment_at_most_what_was_told(dtype, options):
+    small, _ = peak_of_a_step([(64, 2048), (512,)], dtype=dtype, recluster_interval=100, **options)
+    measured, memory = peak_of_a_step([(256, 2048), (512,)], dtype=dtype, recluster_interval=100, **options)
+    assert memory.step / 3 < measured <= memory.step * 1.001
+    assert measured == pytest.approx(small, rel=0.01)  # whatever the size of the tensor
 
 
-@pytest.mark.parametrize("layers", [3, 12, 20, 60])
-def test_a_grouping_takes_for_a_moment_about_what_was_told(layers):
-    measured, memory = peak_of_a_step([(8, 8)] * layers, recluster_interval=3)
-    assert measured == pytest.approx(memory.grouping, rel=0.03)
-    assert memory.histograms == layers * 65_281 * 8
+def test_a_compiled_step_takes_nothing_for_a_moment():
+    measured, memory = peak_of_a_step([(64, 2048), (512,)], recluster_interval=100, kernel="compiled")
+    assert measured <= 1024 and memory.step == 0
 
 
-def test_a_grouping_of_one_large_layer_takes_what_counting_takes():
-    measured, memory = peak_of_a_step([(1024, 1024)], recluster_interval=3, grouping="layer")
-    assert measured == pytest.approx(memory.grouping, rel=0.03)
+@pytest.mark.parametrize("shapes", [[(8, 8)] * 3, [(8, 8)] * 20, [(300, 400)] * 32, [(1024, 1024)]], ids=str)
+def test_a_grouping_takes_for_a_moment_about_what_was_told(shapes):
+    measured, memory = peak_of_a_step(shapes, recluster_interval=3, kernel="eager")
+    assert 0.5 < measured / memory.grouping < 1.4  # how many bins are occupied depends on the momenta
+
+
+def test_a_grouping_takes_no_more_for_a_moment_where_there_are_more_layers():
+    some, told = peak_of_a_step([(8, 8)] * 32, recluster_interval=3)
+    many, told_of_many = peak_of_a_step([(8, 8)] * 128, recluster_interval=3)
+    assert many == pytest.approx(some, rel=0.1) and told_of_many.grouping == told.grouping
 
 
 def test_the_numbers_of_the_documented_llama_come_out(tmp_path, capsys):

@@ -246,6 +246,7 @@ def everything(rank, world_size, engine):
     results = {
         "plain": training(engine, rank, world_size),
         "accumulated": training(engine, rank, world_size, accumulate=2),
+        "compiled": training(engine, rank, world_size, kernel="compiled"),
         "tied": training(engine, rank, world_size, make=tied_model, **llama),
         "lora": training(engine, rank, world_size, make=lora_model, target_modules="q_proj", **llama),
     }

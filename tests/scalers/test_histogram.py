@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscale.scalers import histogram
-from gradscale.scalers.histogram import N_BINS, ZERO_EDGE, bin_values, count_values
+from gradscale.scalers.histogram import N_BINS, ZERO_EDGE, Counter, bin_values, count_values
 
 VALUES = bin_values(torch.device("cpu"))
 
@@ -37,12 +37,12 @@ def test_counts_are_those_of_rounding_to_bfloat16(dtype, absolute):
 def test_any_split_adds_up_to_the_same_counts(parts, chunk):
     tensor = torch.randn(sum(parts))
     whole, _ = count_values(tensor)
-    original = histogram._CHUNK
-    histogram._CHUNK = chunk
+    original = histogram._PIECE_ON_CPU
+    histogram._PIECE_ON_CPU = chunk
     try:
         pieces = sum(count_values(piece)[0] for piece in tensor.split(parts))
     finally:
-        histogram._CHUNK = original
+        histogram._PIECE_ON_CPU = original
     assert torch.equal(pieces, whole)
 
 
@@ -65,3 +65,15 @@ def test_inf_nan_and_overflow_are_counted_apart():
 def test_empty_tensor():
     counts, bad = count_values(torch.empty(0, 3))
     assert counts.sum() == 0 and bad == 0
+
+
+def test_a_counter_starts_anew_with_every_tensor():
+    counter = Counter(torch.device("cpu"))
+    tensors = [torch.randn(300), torch.tensor([3.4e38, float("nan"), 1.0]), -torch.rand(7, 9), torch.empty(0)]
+    for dtype in (torch.int32, torch.int64):
+        rows = torch.full((len(tensors), N_BINS + 1), 5, dtype=dtype)
+        for tensor, row in zip(tensors, rows, strict=True):
+            counter.count(tensor, row, absolute=True)
+        for tensor, row in zip(tensors, rows, strict=True):
+            counts, bad = count_values(tensor.abs())
+            assert torch.equal(row[:-1], counts.to(dtype)) and row[-1] == bad

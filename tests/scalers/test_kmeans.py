@@ -8,14 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradscale.scalers.histogram import bin_values, count_values
+from gradscale.scalers.histogram import count_values
 from gradscale.scalers.kmeans import cluster_histograms
+from gradscale.scalers.occupied import Occupied
 from gradscale.scalers.sgg import assign_labels
 from tests.reference.sgg_reference import lloyd, within_cluster_squares
 
 
 def cluster(tensor, n_clusters):
-    clusters = cluster_histograms(count_values(tensor)[0][None], n_clusters)
+    clusters = cluster_histograms(Occupied.of(count_values(tensor)[0][None]), n_clusters)
     return clusters, assign_labels(tensor, clusters.boundaries[0])
 
 
@@ -106,9 +107,9 @@ def test_clusters_are_a_fixed_point_of_lloyds_iteration(name, n_clusters):
 def test_clusters_of_a_layer_do_not_depend_on_the_layers_beside_it():
     layers = [torch.randn(500) * 10.0**-i for i in range(20)]
     counts = torch.stack([count_values(layer)[0] for layer in layers])
-    together = cluster_histograms(counts, 3)
+    together = cluster_histograms(Occupied.of(counts), 3)
     for i in range(20):
-        alone = cluster_histograms(counts[i : i + 1], 3)
+        alone = cluster_histograms(Occupied.of(counts[i : i + 1]), 3)
         assert torch.equal(alone.boundaries[0], together.boundaries[i])
         assert torch.equal(alone.centroids[0], together.centroids[i])
 
@@ -116,7 +117,9 @@ def test_clusters_of_a_layer_do_not_depend_on_the_layers_beside_it():
 def test_edges_cut_the_histogram_where_boundaries_cut_the_elements():
     tensor = torch.randn(4000).to(torch.bfloat16).float()
     clusters, labels = cluster(tensor, 3)
-    counts = count_values(tensor)[0]
-    sizes = [counts[a:b].sum().item() for a, b in zip(clusters.edges[0], clusters.edges[0][1:], strict=False)]
+    bins = Occupied.of(count_values(tensor)[0][None])
+    edges = clusters.edges[0].tolist()
+    sizes = [bins.counts[0, a:b].sum().item() for a, b in zip(edges, edges[1:], strict=False)]
     assert sizes == [(labels == c).sum().item() for c in range(3)]
-    assert (bin_values(torch.device("cpu"))[clusters.edges[0, 1]] > clusters.boundaries[0, 0]).item()
+    for edge, boundary in zip(edges[1:-1], clusters.boundaries[0], strict=True):
+        assert bins.values[0, edge - 1] <= boundary < bins.values[0, edge]

@@ -6,19 +6,22 @@ import math
 from dataclasses import dataclass
 
 from gradscale.doctor.engine import Engine
+from gradscale.optim.kernels.choice import COMPILE_FROM
+from gradscale.optim.kernels.eager import ELSEWHERE, ON_CPU
+from gradscale.optim.kernels.update_pass import COMPENSATION
 from gradscale.optim.members import Member
 from gradscale.optim.rule import arithmetic_dtype
 from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.scalers.histogram import N_BINS
+from gradscale.sharding.dtensor import local_part
 
 COUNTS = N_BINS + 1  # numbers per layer in a grouping: the bins, and one for inf and NaN
 _STEP = 4  # bytes of the step count that every tensor has
 _INT32_MAX = 2**31 - 1
-# Measured, in bytes of one layer's counts in int64: what a grouping holds at its peak for all layers, and what the
-# search for the clusters of 16 layers at a time holds beside counts of all.
-_STATISTICS, _BESIDE, _SEARCH, _AT_A_TIME = 7.0, 3.0, 8.3, 16
-_COUNTING = 10  # bytes per element of a chunk that is counted
-_CHUNK = 1 << 22
+# Of a grouping, in bytes: the buffers for counting (14 per element of a piece of 2^19, and two tables), and for each
+# bin that a layer occupies what the search for its clusters takes. Momenta of large layers occupy 5 to 9 thousand.
+_COUNTING, _PER_BIN, _OCCUPIED = 14 * 2**19 + 2**19, 70, 9000
+_AT_A_TIME = 32  # layers
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,12 @@ class Memory:
     """Bytes on one rank.
 
     Attributes:
-        moments: the base optimizer's state.
+        moments: the base optimizer's state, and what rounding took from 16-bit parameters, if that is kept.
         labels: the elements' clusters.
         scales: scales and boundaries of layers, and step counts.
         adamw: state of `torch.optim.AdamW` over the same tensors.
         step: the most that a step takes for a moment beside that.
-        histograms: counts of all layers.
-        grouping: the most that a grouping takes for a moment, histograms included.
+        grouping: about what a grouping takes for a moment at most, with what is sent.
     """
 
     moments: int
@@ -40,7 +42,6 @@ class Memory:
     scales: int
     adamw: int
     step: int
-    histograms: int
     grouping: int
 
     @property
@@ -56,39 +57,33 @@ def memory_of(optimizer: ScaledOptimizer, members: list[Member]) -> Memory:
     for member in members:
         base = optimizer.base.slots(member.param, member.group)
         for key, slot in optimizer._slots(member).items():
-            kind = "moments" if key in base else "labels" if key == "labels" else "scales"
+            kind = "moments" if key in base or key == COMPENSATION else "labels" if key == "labels" else "scales"
             kinds[kind] += math.prod(slot.shape) * slot.dtype.itemsize
         kinds["scales"] += _STEP
         adamw += len(base) * member.param.numel() * member.param.dtype.itemsize + _STEP
-    layers = sum(len(member.scaled) for member in members)
-    row = COUNTS * 8
-    largest = max((segment.length for member in members for segment in member.scaled), default=0)
-    grouping = max(
-        _STATISTICS * layers * row,
-        (_BESIDE * layers + _SEARCH * min(layers, _AT_A_TIME)) * row,
-        layers * row + _COUNTING * min(largest, _CHUNK),
-    )
+    segments = [segment for member in members for segment in member.scaled]
+    some = sorted((min(segment.numel, _OCCUPIED) for segment in segments), reverse=True)[:_AT_A_TIME]
+    sent = sum(COUNTS * 4 for segment in segments if segment.process_groups)
+    grouping = _COUNTING + sum(COUNTS * 5 + _PER_BIN * max(some) for _ in some) + sent
     return Memory(
         **kinds,
         adamw=adamw,
-        step=max((_step_bytes(member) for member in members), default=0),
-        histograms=layers * row,
-        grouping=round(grouping) if layers else 0,
+        step=0 if _is_compiled(optimizer, members) else max((_step_bytes(member) for member in members), default=0),
+        grouping=grouping if segments else 0,
     )
 
 
+def _is_compiled(optimizer: ScaledOptimizer, members: list[Member]) -> bool:
+    elements = sum(local_part(member.param).numel() for member in members)
+    return optimizer.kernel == "compiled" or (optimizer.kernel == "auto" and elements >= COMPILE_FROM)
+
+
 def _step_bytes(member: Member) -> int:
-    """The most that one tensor's update takes for a moment: intermediate results, each as large as the tensor."""
-    numel, wide = member.param.numel(), arithmetic_dtype(member.param).itemsize
-    cast = member.param.dtype != arithmetic_dtype(member.param)
-    direction = numel * wide * (3 if cast else 2)
-    group = member.group
-    if group["grouping"] == "layer" or not member.scaled:
-        return direction
-    # The update, and for one layer at a time an index of 4 bytes, the factor, and live labels.
-    piece = max(segment.length for segment in member.scaled)
-    labels = 1 if group["labels"] == "live" else 0
-    return max(direction, numel * wide + piece * (4 + wide + labels))
+    """The most that a piece of one tensor takes for a moment, operation by operation. Compiled code takes nothing."""
+    piece = min(member.param.numel(), ON_CPU if member.param.is_cpu else ELSEWHERE)
+    wide = arithmetic_dtype(member.param).itemsize
+    # At most: parameter, gradient and moments where they are not in the dtype of the arithmetic, and what lies between.
+    return piece * wide * (5 if member.param.dtype == arithmetic_dtype(member.param) else 9)
 
 
 def sent_bytes(members: list[Member], engine: Engine) -> tuple[int, int]:

@@ -131,12 +131,7 @@ def _memory(memory: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
         ["  for a moment in each step, up to", size(memory["step"])],
     ]
     if optimizer["scaled_layers"]:
-        rows.append(
-            [
-                "  for a moment in a grouping, about",
-                f"{size(memory['grouping'])} (counts: {size(memory['histograms'])})",
-            ]
-        )
+        rows.append(["  for a moment in a grouping, about", size(memory["grouping"])])
     return _table(rows)
 
 

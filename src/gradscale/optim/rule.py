@@ -144,15 +144,15 @@ class Scaler(Hashable, Protocol):
     def plan(self, group: Group) -> Plan:
         """Return what of a group's options changes the factor."""
 
-    def reads(self, plan: Plan) -> tuple[str, ...]:
-        """Keys of the state that the factor is read from, beside the momentum."""
-
-    def factor(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> Tensor:
-        """Return the factor of every element (or one for all), in the dtype given. Pure and elementwise.
+    def factor(
+        self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan, rate: Number
+    ) -> Tensor:
+        """Return what every element's direction is multiplied by (or one number for all). Pure and elementwise.
 
         Args:
             momentum: as it is kept, any shape.
-            state: what `reads` names.
+            state: the strip's part of the state.
             dtype: dtype of the result.
             plan: see `plan`.
+            rate: the learning rate, which the factor multiplies.
         """

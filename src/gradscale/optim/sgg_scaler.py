@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradscale.bases.adam import Number
+from gradscale.optim.measure import measure
 from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
 from gradscale.scalers.factor import factor_by_label, factor_by_value
-from gradscale.scalers.histogram import ZERO_EDGE, center_of, count_values
-from gradscale.scalers.sgg import (
-    Grouping,
-    assign_labels,
-    group_layers,
-    mda_over_clusters,
-    mda_over_parameters,
-    update_scales,
-)
-from gradscale.sharding.reduce import sum_over_shards
+from gradscale.scalers.sgg import Grouping, assign_labels, mda_over_clusters, update_scales
 
-_MAX_REFINEMENTS = 3  # each narrows the bins 128 times; three reach the resolution of float32
 _LARGEST_SCALE = torch.finfo(torch.float32).max
 
 
@@ -108,13 +99,12 @@ class SGGScaler:
         by = "label" if _keeps_labels(group) else "layer" if _clusters(group) == 1 else "value"
         return FactorPlan(by, _clusters(group), by == "value" and group["momentum_sign"] == "absolute")
 
-    def reads(self, plan: Plan) -> tuple[str, ...]:
-        """Scales, and labels or boundaries."""
-        return {"layer": ("scales",), "label": ("labels", "scales"), "value": ("boundaries", "scales")}[_known(plan).by]
-
-    def factor(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> Tensor:
+    def factor(
+        self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan, rate: Number
+    ) -> Tensor:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
-        plan, scales = _known(plan), state["scales"].to(dtype)
+        # The few scales are multiplied by the rate, and not the many elements.
+        plan, scales = _known(plan), state["scales"].to(dtype) * rate
         if plan.by == "layer":
             return scales[0]
         if plan.by == "label":
@@ -130,40 +120,20 @@ class SGGScaler:
         """
         if not layers:
             return None
-        device = _statistics_device(layers[0].momentum.device)
-        whole = _count_layers(layers, [0.0] * len(layers), device)
-        histograms = [counts[:-1] for counts in whole]
-        is_bad = torch.stack([counts[-1] for counts in whole]).gt(0).tolist()
-        is_zero = torch.stack([c.sum() == c[ZERO_EDGE - 1 : ZERO_EDGE + 1].sum() for c in histograms]).tolist()
-        waiting = [layer.name for layer, bad in zip(layers, is_bad, strict=True) if bad]
-        ready = [
-            (layer, counts)
-            for layer, counts, bad, zero in zip(layers, histograms, is_bad, is_zero, strict=True)
-            if not bad and not zero
-        ]
-        if not ready:
-            return GroupingReport(clock, 0.0, (), tuple(waiting)) if waiting else None
-
-        counts, centers = _refined([layer for layer, _ in ready], torch.stack([counts for _, counts in ready]))
-        alike: dict[int, list[tuple[Layer, int]]] = defaultdict(list)
-        for row, (layer, _) in enumerate(ready):
-            alike[_clusters(layer.group)].append((layer, row))
-        groupings = {}
-        for k, members in alike.items():
-            rows = torch.tensor([row for _, row in members], device=device)
-            groupings[k] = group_layers(counts[rows], k, centers[rows])
-        typical = _GlobalMDA(list(groupings.values()))
-        reports = {
-            id(layer): _apply(layer, grouping, row, typical.over(layer.group["global_mda"]))
-            for k, grouping in groupings.items()
-            for row, (layer, _) in enumerate(alike[k])
-            if layer.due
-        }
+        over = [layer.group["global_mda"] for layer in layers]
+        found = measure(layers, [_clusters(layer.group) for layer in layers], deviations="parameters" in over)
+        waiting = tuple(layers[place].name for place in found.bad)
+        if not found.rows:
+            return GroupingReport(clock, 0.0, (), waiting) if waiting else None
+        typical = {"clusters": mda_over_clusters(found.groupings)}
+        if found.deviations is not None:
+            typical["parameters"] = found.deviations.median()
+        ready = sorted(found.rows)
         return GroupingReport(
             step=clock,
-            global_mda=typical.over(ready[0][0].group["global_mda"]),
-            layers=tuple(reports[id(layer)] for layer, _ in ready if layer.due),
-            waiting=tuple(waiting),
+            global_mda=typical[over[ready[0]]],
+            layers=tuple(_apply(layers[place], *found.rows[place], typical) for place in ready if layers[place].due),
+            waiting=waiting,
         )
 
     def warn(self, report: GroupingReport) -> None:
@@ -177,71 +147,23 @@ class SGGScaler:
             )
 
 
-def _count_layers(layers: list[Layer], centers: list[float], device: torch.device) -> list[Tensor]:
-    """Counts of whole layers, on all ranks: per layer N_BINS counts, then the number of inf and NaN, int64."""
-    local = []
-    for layer, center in zip(layers, centers, strict=True):
-        absolute = layer.group["momentum_sign"] == "absolute"
-        counts, bad = count_values(layer.momentum, absolute=absolute, center=center)
-        local.append(torch.cat([counts, bad.unsqueeze(0)]).to(device))
-    return sum_over_shards(
-        local, [layer.process_groups for layer in layers], largest=max(layer.numel for layer in layers)
-    )
-
-
-def _refined(layers: list[Layer], counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Count layers again that the grid does not resolve, around their mean, until it does.
-
-    Args:
-        layers: L layers.
-        counts: int64 `[L, N_BINS]`, counted around zero.
-
-    Returns:
-        Counts `[L, N_BINS]` and the centres that they were taken around, float64 `[L]`. All ranks decide alike, from
-        the same counts. Layers whose elements are all equal need the most passes and are the only ones to need many.
-    """
-    centers = torch.zeros(len(layers), dtype=torch.float64, device=counts.device)
-    for _ in range(_MAX_REFINEMENTS):
-        shift = center_of(counts)
-        rows = [row for row, further in enumerate(shift.tolist()) if further != 0]
-        if not rows:
-            break
-        centers += shift
-        again = _count_layers([layers[row] for row in rows], [float(centers[row]) for row in rows], counts.device)
-        counts[torch.tensor(rows, device=counts.device)] = torch.stack([new[:-1] for new in again])
-    return counts, centers
-
-
-class _GlobalMDA:
-    """Global MDA by either definition, computed when first asked for."""
-
-    def __init__(self, groupings: list[Grouping]) -> None:
-        self._groupings = groupings
-        self._known: dict[str, float] = {}
-
-    def over(self, what: str) -> float:
-        if what not in self._known:
-            measure = mda_over_clusters if what == "clusters" else mda_over_parameters
-            self._known[what] = measure(self._groupings)
-        return self._known[what]
-
-
-def _apply(layer: Layer, grouping: Grouping, row: int, global_mda: float) -> LayerReport:
+def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, float]) -> LayerReport:
     """Write the decisions of a grouping into one layer's state."""
     state, group = layer.state, layer.group
-    sizes, mda = grouping.sizes[row], grouping.mda[row]
+    sizes, mda, boundaries = grouping.sizes[row], grouping.mda[row], grouping.boundaries[row]
     scales = update_scales(
         state["scales"].to(mda.device),
         mda,
         sizes,
-        global_mda=global_mda,
+        global_mda=typical[group["global_mda"]],
         decay=group["scale_decay"],
         bounds=group["scale_bounds"],
     )
     state["scales"].copy_(scales)
-    state["boundaries"].copy_(grouping.boundaries[row])
+    state["boundaries"].copy_(boundaries)
     if _keeps_labels(group):
-        state["labels"].copy_(_labels(layer.momentum, state, group))
+        absolute = group["momentum_sign"] == "absolute"
+        assign_labels(layer.momentum, boundaries, absolute=absolute, out=state["labels"])
     return LayerReport(
         name=layer.name,
         numel=layer.numel,
@@ -250,10 +172,6 @@ def _apply(layer: Layer, grouping: Grouping, row: int, global_mda: float) -> Lay
         mda=tuple(mda.tolist()),
         scales=tuple(scales.tolist()),
     )
-
-
-def _labels(momentum: Tensor, state: State, group: Group) -> Tensor:
-    return assign_labels(momentum, state["boundaries"], absolute=group["momentum_sign"] == "absolute")
 
 
 def _known(plan: Plan) -> FactorPlan:
@@ -267,9 +185,3 @@ def _clusters(group: Group) -> int:
 
 def _keeps_labels(group: Group) -> bool:
     return bool(group["labels"] == "frozen" and _clusters(group) > 1)
-
-
-def _statistics_device(device: torch.device) -> torch.device:
-    # Apple's GPUs have no float64, in which the statistics are computed; CUDA has no deterministic sum along a row.
-    deterministic = device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
-    return torch.device("cpu") if device.type == "mps" or deterministic else device

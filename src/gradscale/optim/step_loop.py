@@ -19,6 +19,7 @@ from gradscale.sharding.dtensor import local_part
 from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
 
+_ONE = torch.tensor(1.0)
 Run = tuple[Callable[..., Any], Sequence[Any]]
 
 
@@ -66,8 +67,8 @@ class StepLoop(UniversalLoading):
             self._prepared(updates, lrs, [float(step) + 1 for step in steps], "apply")
         for group in self.param_groups:
             group["steps"] = clock
-        if steps:
-            torch._foreach_add_(steps, 1)
+        for step in steps:
+            step.add_(_ONE)  # a tensor: half the time of a number
         for run, arguments in runs:
             run(*arguments)
         if not groups_now:

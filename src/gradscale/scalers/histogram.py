@@ -13,73 +13,101 @@ import functools
 import torch
 from torch import Tensor
 
+from gradscale.scalers.pieces import pieces
+
 _MAGNITUDES = 1 << 15  # bit patterns of one sign
-_NON_FINITE = 1 << 7  # bit patterns of one sign whose exponent is all ones: inf and NaN
-N_BINS = 2 * (_MAGNITUDES - _NON_FINITE)  # bins of finite values, in ascending order of value
-ZERO_EDGE = N_BINS // 2  # bins below are negative (the last is -0), bins from here on are positive (the first is +0)
-_NARROW = 2.0  # a mean above so many standard deviations: a bin is then over 1 % of the standard deviation
+_FINITE = _MAGNITUDES - (1 << 7)  # those of finite numbers: inf and NaN, exponents of all ones, come last
+N_BINS = 2 * _FINITE  # bins of finite values, in ascending order of value
+ZERO_EDGE = _FINITE  # bins below are negative (the last is -0), bins from here on are positive (the first is +0)
 _LARGEST = torch.finfo(torch.bfloat16).max
-_CHUNK = 1 << 22  # elements in one pass; bounds the temporary memory (10 bytes per element of a chunk)
+_INT32_MAX = 2**31 - 1
+# Elements counted at a time, 14 bytes each. Shorter pieces would stay in a CPU's cache, but threads that wait for each
+# other after every piece cost more than that saves.
+_PIECE_ON_CPU, _PIECE = 1 << 19, 1 << 22
 
 
 @functools.lru_cache(maxsize=8)
 def bin_values(device: torch.device) -> Tensor:
     """Return the value of every bin: float64, shape `[N_BINS]`, ascending."""
-    patterns = torch.arange(_MAGNITUDES - _NON_FINITE, dtype=torch.int16, device=device)
+    patterns = torch.arange(_FINITE, dtype=torch.int16, device=device)
     positive = patterns.view(torch.bfloat16).to(torch.float64)
     return torch.cat([-positive.flip(0), positive])
 
 
 def count_values(tensor: Tensor, *, absolute: bool = False, center: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Count the elements of a tensor in every bin.
-
-    Args:
-        tensor: real tensor of any shape, dtype and layout; not changed.
-        absolute: count absolute values.
-        center: count differences from this number (of the absolute values, if both are given). The grid is fine only
-            around zero; see `center_of`.
+    """Count the elements of one tensor in every bin, see `Counter.count`.
 
     Returns:
-        The counts, int64, shape `[N_BINS]`, and the number of elements that are inf or NaN, int64, shape `[]`. Finite
-        numbers beyond bfloat16's range are counted in the outermost bins.
+        The counts, int64, shape `[N_BINS]`, and the number of elements that are inf or NaN, int64, shape `[]`.
     """
-    counts, beyond = _count(tensor, absolute=absolute, center=center, clamp=False)
-    if beyond > 0:  # rare: the usual pass does not look for what is merely large
-        counts, beyond = _count(tensor, absolute=absolute, center=center, clamp=True)
-    return counts, beyond
+    counter = Counter(tensor.device)
+    counts = torch.empty(N_BINS + 1, dtype=torch.int64, device=counter.device)
+    counter.count(tensor, counts, absolute=absolute, center=center)
+    return counts[:-1], counts[-1]
 
 
-def _count(tensor: Tensor, *, absolute: bool, center: float, clamp: bool) -> tuple[Tensor, Tensor]:
-    raw = torch.zeros(2 * _MAGNITUDES, dtype=torch.int64, device=tensor.device)
-    for chunk in torch.split(tensor.detach().reshape(-1), _CHUNK):
-        key = chunk.abs() if absolute else chunk
-        if center != 0:
-            key = key.to(torch.float64) - center
-        if clamp:
-            key = torch.where(key.isinf(), key, key.clamp(-_LARGEST, _LARGEST))
-        bits = key.to(torch.bfloat16).view(torch.int16)
-        # bincount wants non-negative int32 or int64 input and is fastest on int32.
-        raw += torch.bincount(bits.to(torch.int32) + _MAGNITUDES, minlength=2 * _MAGNITUDES)
-    # As int16 the negative numbers come first, in ascending order of magnitude: turn them round.
-    negative, positive = raw[:_MAGNITUDES], raw[_MAGNITUDES:]
-    finite = _MAGNITUDES - _NON_FINITE
-    counts = torch.cat([negative[:finite].flip(0), positive[:finite]])
-    return counts, negative[finite:].sum() + positive[finite:].sum()
+class Counter:
+    """Counts tensors one after the other, in buffers that are made once: their size does not depend on the tensors'.
 
-
-def center_of(counts: Tensor) -> Tensor:
-    """Where a layer should be centred to be counted again, float64 `[L]`: 0 where its bins are fine enough.
-
-    Bins are as wide as 1/128 of a number's distance from zero. Of values that are narrow beside their mean they see
-    little (of values that differ by less than that, nothing), so such a layer is counted once more around its mean.
-
-    Args:
-        counts: integers `[L, N_BINS]`; every row has at least one element.
+    Attributes:
+        device: where it counts.
     """
-    values = bin_values(counts.device)
-    weights = counts.to(torch.float64)
-    number = weights.sum(dim=1)
-    # Sums along a row one after the other: the same on any number of threads.
-    mean = (weights * values).cumsum(dim=1)[:, -1] / number
-    spread = ((weights * (values - mean[:, None]).square()).cumsum(dim=1)[:, -1] / number).sqrt()
-    return torch.where(mean.abs() > _NARROW * spread, mean, 0.0)
+
+    def __init__(self, device: torch.device) -> None:
+        """Make the buffers for tensors on a device."""
+        # Apple's GPUs lack the integer types. Their memory is the host's.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self._size = _PIECE_ON_CPU if self.device.type == "cpu" else _PIECE
+        self._rounded = torch.empty(self._size, dtype=torch.bfloat16, device=self.device)
+        self._index = torch.empty(self._size, dtype=torch.int64, device=self.device)
+        self._tables: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+    def count(self, tensor: Tensor, out: Tensor, *, absolute: bool = False, center: float = 0.0) -> None:
+        """Count the elements of a tensor in every bin.
+
+        Args:
+            tensor: real tensor of any shape, dtype and layout, on the counter's device; not changed.
+            out: integers `[N_BINS + 1]` on any device, overwritten: the counts, and at the end the number of elements
+                that are inf or NaN. Finite numbers beyond bfloat16's range are counted in the outermost bins.
+            absolute: count absolute values.
+            center: count differences from this number (of the absolute values, if both are given). The grid is fine
+                only around zero; see `center_of`.
+        """
+        table = self._count(tensor.detach(), absolute=absolute, center=center, clamp=False)
+        if _beyond(table) > 0:  # rare: the usual pass does not look for what is merely large
+            table = self._count(tensor.detach(), absolute=absolute, center=center, clamp=True)
+        positive, negative = table[:_MAGNITUDES], table[_MAGNITUDES:]
+        if absolute and center == 0:
+            positive += negative
+            negative.zero_()
+        out[:ZERO_EDGE].copy_(negative[:_FINITE].flip(0))
+        out[ZERO_EDGE:N_BINS].copy_(positive[:_FINITE])
+        out[N_BINS].copy_(_beyond(table))
+
+    def _count(self, tensor: Tensor, *, absolute: bool, center: float, clamp: bool) -> Tensor:
+        """Count by bit pattern: first the positive numbers, then the negative ones, from zero outwards."""
+        table, ones = self._table(torch.int32 if tensor.numel() <= _INT32_MAX else torch.int64)
+        for (piece,) in pieces(self._size, tensor):
+            key = piece.to(self.device)
+            if center != 0:
+                key = (key.abs() if absolute else key).to(torch.float64) - center
+            if clamp:
+                key = torch.where(key.isinf(), key, key.clamp(-_LARGEST, _LARGEST))
+            rounded, index = self._rounded[: key.numel()], self._index[: key.numel()]
+            rounded.view(key.shape).copy_(key)
+            index.copy_(rounded.view(torch.uint16))
+            table.scatter_add_(0, index, ones[: key.numel()])
+        return table
+
+    def _table(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A table of zeros, and ones to add to it."""
+        if dtype not in self._tables:
+            table = torch.zeros(2 * _MAGNITUDES, dtype=dtype, device=self.device)
+            self._tables[dtype] = table, torch.ones(self._size, dtype=dtype, device=self.device)
+        table, ones = self._tables[dtype]
+        return table.zero_(), ones
+
+
+def _beyond(table: Tensor) -> Tensor:
+    """Number of elements whose bit pattern is that of inf or NaN."""
+    return table[_FINITE:_MAGNITUDES].sum() + table[_MAGNITUDES + _FINITE :].sum()

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscale.scalers.deviation import cluster_mda, elements_below, layer_mean, parameter_mda
+from gradscale.scalers.deviation import cluster_mda
 from gradscale.scalers.kmeans import cluster_histograms
+from gradscale.scalers.occupied import Occupied
+from gradscale.scalers.pieces import pieces
 
 # Added to a cluster's deviation in the ratio (equation 7), as a share of the global one where that is below 1:
 # gradients of 1e-9 are common in large models, and an absolute 1e-8 would then decide the ratio alone.
 _RATIO_EPS = 1e-8
+# Elements labelled at a time: on a CPU what fits into its cache, elsewhere what keeps it busy.
+_PIECE_ON_CPU, _PIECE = 1 << 17, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -25,35 +29,32 @@ class Grouping:
         centroids: float64 `[L, K]`, ascending; +inf for clusters without elements, which come last.
         sizes: int64 `[L, K]`, elements per cluster.
         mda: float64 `[L, K]`, median deviation of each cluster from its layer's mean.
-        below: int64 `[L, N_BINS + 1]`, elements below each bin edge.
-        mean: float64 `[L]`, layer means on the bins' axis, that is, less the centres.
     """
 
     boundaries: Tensor
     centroids: Tensor
     sizes: Tensor
     mda: Tensor
-    below: Tensor
-    mean: Tensor
+
+    def cpu(self) -> Grouping:
+        """Return the same on the CPU."""
+        return Grouping(self.boundaries.cpu(), self.centroids.cpu(), self.sizes.cpu(), self.mda.cpu())
 
 
-def group_layers(counts: Tensor, n_clusters: int, centers: Tensor | None = None) -> Grouping:
+def group_layers(layers: Occupied, n_clusters: int, centers: Tensor | None = None) -> Grouping:
     """Cluster the momentum of each layer and measure how far each cluster deviates.
 
     Args:
-        counts: integers `[L, N_BINS]`, histograms of the layers' momenta; every layer has at least one element.
+        layers: histograms of the L layers' momenta; every layer has at least one element.
         n_clusters: K.
         centers: float64 `[L]`, what was subtracted before counting; None is 0.
     """
-    clusters = cluster_histograms(counts, n_clusters)
-    below, mean = elements_below(counts), layer_mean(counts)
+    clusters = cluster_histograms(layers, n_clusters)
     return Grouping(
         boundaries=clusters.boundaries if centers is None else _shifted(clusters.boundaries, centers),
         centroids=clusters.centroids if centers is None else clusters.centroids + centers[:, None],
-        sizes=below.gather(1, clusters.edges).diff(dim=1),
-        mda=cluster_mda(below, mean, clusters.edges),
-        below=below,
-        mean=mean,
+        sizes=layers.below.gather(1, clusters.edges).diff(dim=1),
+        mda=cluster_mda(layers, clusters.edges),
     )
 
 
@@ -65,12 +66,6 @@ def mda_over_clusters(groupings: list[Grouping]) -> float:
     """Global MDA as the median of the MDAs of all clusters that have elements."""
     mdas = torch.cat([grouping.mda[grouping.sizes > 0] for grouping in groupings]).sort().values
     return float((mdas[(len(mdas) - 1) // 2] + mdas[len(mdas) // 2]) / 2)
-
-
-def mda_over_parameters(groupings: list[Grouping]) -> float:
-    """Global MDA as the median over all parameters of their deviation from their layer's mean."""
-    below = torch.cat([grouping.below for grouping in groupings])
-    return float(parameter_mda(below, torch.cat([grouping.mean for grouping in groupings])))
 
 
 def update_scales(
@@ -107,31 +102,35 @@ def update_scales(
     return torch.where(sizes > 0, moved, scales.to(torch.float64)).to(torch.float32)
 
 
-def assign_labels(momentum: Tensor, boundaries: Tensor, *, absolute: bool = False) -> Tensor:
-    """Label every element with its cluster: the number of boundaries below it.
+def assign_labels(momentum: Tensor, boundaries: Tensor, *, absolute: bool = False, out: Tensor | None = None) -> Tensor:
+    """Label every element with its cluster: the number of boundaries below it, 0 for NaN.
 
     Args:
-        momentum: any shape.
+        momentum: any shape. Of 16-bit numbers the float32 value counts.
         boundaries: float32 `[K - 1]`, ascending.
         absolute: label by absolute value.
+        out: where to write the labels, uint8, shape of `momentum`; None makes a new tensor.
 
     Returns:
         uint8, shape of `momentum`.
     """
-    key = momentum.abs() if absolute else momentum
-    labels = torch.zeros_like(momentum, dtype=torch.uint8)
-    for boundary in boundaries.tolist():
-        if math.isfinite(boundary):
-            labels += key > boundary
+    labels = torch.empty_like(momentum, dtype=torch.uint8) if out is None else out
+    # Boundaries are float32: compared with 16-bit numbers as such, torch would round them first.
+    dtype = torch.promote_types(momentum.dtype, torch.float32)
+    size = min(max(1, momentum.numel()), _PIECE_ON_CPU if momentum.device.type == "cpu" else _PIECE)
+    buffers = torch.empty(3, size, dtype=dtype, device=momentum.device)
+    finite = [boundary for boundary in boundaries.tolist() if math.isfinite(boundary)]
+    if not finite:
+        return labels.zero_()
+    for piece, into in pieces(size, momentum, labels):
+        key, number, above = (buffer[: piece.numel()].view(piece.shape) for buffer in buffers)
+        if absolute:
+            torch.abs(piece.to(dtype), out=key)
+        else:
+            key = piece.to(dtype)
+        # In floating point, and converted at the end by way of int8: both are several times as fast as bool and uint8.
+        torch.gt(key, finite[0], out=number)
+        for boundary in finite[1:]:
+            number += torch.gt(key, boundary, out=above)
+        into.view(torch.int8).copy_(number)
     return labels
-
-
-def scale_factor(labels: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """Learning-rate factor of every element, `scales[labels]`.
-
-    Args:
-        labels: uint8, any shape.
-        scales: `[K]`.
-        dtype: dtype of the result.
-    """
-    return scales.to(dtype).index_select(0, labels.reshape(-1).to(torch.int32)).view(labels.shape)

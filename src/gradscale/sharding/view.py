@@ -6,6 +6,7 @@ loop and the mathematics know nothing else.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class TensorView:
     publish: Callable[[], None] | None = None
     agrees: Callable[[], list[bool]] | None = None
 
-    @property
+    @functools.cached_property
     def process_groups(self) -> tuple[Any, ...]:
         """All process groups over which parts of the tensor are shared."""
         return tuple(dict.fromkeys(group for segment in self.segments for group in segment.process_groups))

@@ -18,7 +18,6 @@ from gradscale.optim.rule import arithmetic_dtype
 # Elements on this rank from which on compiling (some 5 s, 2 s from torch's cache) is repaid within a run of a thousand
 # steps: an eager step takes 3 ns per element longer. See docs/speed.md.
 COMPILE_FROM = 2_000_000
-_COMPILED_DEVICES = ("cpu", "cuda")
 _INDEXED_ON_GPUS = 2**31 - 1  # elements; the code generated for a tensor of usual size counts in 32 bits
 _CACHED = 64  # constants; a step needs one or two per param group
 
@@ -37,7 +36,7 @@ class StepKernel:
         self._owner = owner
         self._large = False
         self._unavailable = False
-        self._constants: dict[tuple[object, ...], Tensor] = {}
+        self._constants: dict[tuple[object, ...], tuple[tuple[float, ...], Tensor]] = {}
 
     def weigh(self, numel: int) -> None:
         """Take note of how many elements a step updates on this rank."""
@@ -56,7 +55,7 @@ class StepKernel:
         Raises:
             KernelUnavailableError: kernel="compiled", and no compiler works here.
         """
-        if self._is_compiled(strip):
+        if strip.contiguous and self._is_compiled(strip.param):
             try:
                 return prepare(update, strip, self._as_tensor(constants, strip.param))
             except KernelUnavailableError as error:
@@ -76,21 +75,21 @@ class StepKernel:
             stacklevel=8,
         )
 
-    def _is_compiled(self, strip: Strip) -> bool:
-        if self._unavailable or self.choice == "eager" or not strip.contiguous:
+    def _is_compiled(self, param: Tensor) -> bool:
+        if self._unavailable or self.choice == "eager" or not (self._large or self.choice == "compiled"):
             return False
-        device = strip.param.device.type
-        if device != "cpu" and strip.param.numel() > _INDEXED_ON_GPUS:
-            return False
-        return self.choice == "compiled" or (self._large and device in _COMPILED_DEVICES)
+        if param.is_cpu:
+            return True
+        return param.numel() <= _INDEXED_ON_GPUS and (param.is_cuda or self.choice == "compiled")
 
     def _as_tensor(self, constants: tuple[float, ...], param: Tensor) -> Tensor:
-        key = (constants, param.dtype, param.device)
+        # By identity: a step asks with the same tuple for every tensor of a param group.
+        key = (id(constants), param.dtype, param.device)
         known = self._constants.get(key)
         if known is None:
             if len(self._constants) >= _CACHED:
                 self._constants.clear()
             # From pageable memory: the copy to a GPU does not wait for it.
-            known = torch.tensor(constants, dtype=arithmetic_dtype(param)).to(param.device, non_blocking=True)
-            self._constants[key] = known
-        return known
+            tensor = torch.tensor(constants, dtype=arithmetic_dtype(param)).to(param.device, non_blocking=True)
+            known = self._constants[key] = (constants, tensor)
+        return known[1]

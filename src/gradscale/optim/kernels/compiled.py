@@ -25,10 +25,11 @@ from gradscale.optim.kernels.update_pass import UpdatePass
 
 _LOG = logging.getLogger("gradscale")
 _NOTICED = 3.0  # seconds of compiling after which a user wonders
-# Elements of the tensors compiled with. From some ten thousand on the loop is spread over threads; odd, and larger than
-# any per-layer size, so that it is recognized where the code takes it as an argument.
-_PROBE = (1 << 20) + 1
-_CHECKED = 1003  # elements that compiled code is tried on: many vectors and an incomplete one
+# Shapes of the tensors compiled with, by number of dimensions: a view of a matrix as a vector would cost a fifth of a
+# small one's step. From some ten thousand elements on the loop is spread over threads; all sizes differ, and from any
+# per-layer size, so that they are recognized where the code takes them as arguments.
+_PROBES = {1: (1048583,), 2: (1031, 1021)}
+_CHECKED = {1: (1003,), 2: (17, 59)}  # what compiled code is tried on: many vectors and an incomplete one
 _SETTINGS = {
     # Its checks of shapes cost as much as the rest of a call: strips are what was compiled for.
     "size_asserts": False,
@@ -41,7 +42,7 @@ class KernelUnavailableError(RuntimeError):
     """No compiler works here; the message says what went wrong."""
 
 
-Kinds = tuple[tuple[torch.dtype, torch.Size | None], ...]  # the shape is None of tensors with all elements of a strip
+Kinds = list[tuple[torch.dtype, torch.Size | None]]  # the shape is None of tensors with all elements of a strip
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Code:
     Attributes:
         call: the code.
         sizes: those of the tensors that are not of a strip's length, where the code asks for them.
-        places: of each argument in the tensors of a strip, followed by its length and `sizes`.
+        places: of each argument in the tensors of a strip, followed by their shape and `sizes`.
     """
 
     call: Callable[..., Any]
@@ -74,14 +75,15 @@ def prepare(update: UpdatePass, strip: Strip, constants: Tensor) -> tuple[Callab
     Raises:
         KernelUnavailableError: it cannot be compiled. Nothing has changed then.
     """
-    elements = [strip.param, *strip.elementwise.values()]
-    if strip.grad is not None:
-        elements.append(strip.grad)
-    if strip.param.dim() != 1:
+    param, grad = strip.param, strip.grad
+    elements = [param, *strip.elementwise.values()]
+    if grad is not None:
+        elements.append(grad)
+    if param.dim() not in _PROBES:
         elements = [tensor.view(-1) for tensor in elements]
     tensors = [constants, *strip.per_layer.values(), *elements]
     code = _code(update, strip, tensors)
-    known = [*tensors, strip.param.numel(), *code.sizes]
+    known = [*tensors, *elements[0].shape, *code.sizes]
     return code.call, [known[place] for place in code.places]
 
 
@@ -90,21 +92,21 @@ def _code(update: UpdatePass, strip: Strip, tensors: list[Tensor]) -> _Code:
     key = (
         update,
         strip.param.device,
+        tensors[small].dim(),
         (*strip.per_layer, *strip.elementwise),
         tuple([tensor.dtype for tensor in tensors]),
         tuple([tensor.shape for tensor in tensors[:small]]),
     )
     code = _CODE.get(key)
     if code is None:
-        kinds = tuple((t.dtype, t.shape if place < small else None) for place, t in enumerate(tensors))
-        code = _CODE[key] = _compile(
-            update, tuple(strip.per_layer), tuple(strip.elementwise), kinds, strip.param.device
-        )
+        kinds = [(t.dtype, t.shape if place < small else None) for place, t in enumerate(tensors)]
+        names = list(strip.per_layer), list(strip.elementwise)
+        code = _CODE[key] = _compile(update, *names, kinds, tensors[small].dim(), strip.param.device)
     return code
 
 
 def _compile(
-    update: UpdatePass, layer_keys: tuple[str, ...], keys: tuple[str, ...], kinds: Kinds, device: torch.device
+    update: UpdatePass, layer_keys: list[str], keys: list[str], kinds: Kinds, dimensions: int, device: torch.device
 ) -> _Code:
     def one_pass(constants: Tensor, *rest: Tensor) -> None:
         layer, param, elements = rest[: len(layer_keys)], rest[len(layer_keys)], rest[len(layer_keys) + 1 :]
@@ -112,14 +114,14 @@ def _compile(
         grad = elements[len(keys)] if len(elements) > len(keys) else None
         update.run(param, grad, state, constants.unbind())
 
-    def probes_of(length: int) -> list[Tensor]:
-        return [probe(place, dtype, shape, length, device) for place, (dtype, shape) in enumerate(kinds)]
+    def probes_of(shape: tuple[int, ...]) -> list[Tensor]:
+        return [probe(place, dtype, own, shape, device) for place, (dtype, own) in enumerate(kinds)]
 
     # torch.compile keeps what it knows by code object, and stops after a few kinds of arguments for one of them.
     function = types.FunctionType(
         one_pass.__code__.replace(), one_pass.__globals__, "one_pass", one_pass.__defaults__, one_pass.__closure__
     )
-    probes = probes_of(_PROBE)
+    probes = probes_of(_PROBES[dimensions])
     seen: dict[str, Any] = {}
 
     def backend(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
@@ -140,11 +142,11 @@ def _compile(
         raise KernelUnavailableError(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}") from error
     if not seen:
         raise KernelUnavailableError("torch.compile is switched off here")
-    sizes = [size for probe in probes for size in probe.shape if size != _PROBE]
-    known = [*probes, _PROBE, *sizes]
+    sizes = [size for _, own in kinds if own is not None for size in own]
+    known = [*probes, *_PROBES[dimensions], *sizes]
     code = _Code(seen["call"], tuple(sizes), tuple(_place(argument, known) for argument in seen["arguments"]))
-    mine, theirs = probes_of(_CHECKED), probes_of(_CHECKED)
-    known = [*mine, _CHECKED, *sizes]
+    mine, theirs = probes_of(_CHECKED[dimensions]), probes_of(_CHECKED[dimensions])
+    known = [*mine, *_CHECKED[dimensions], *sizes]
     code.call(*[known[place] for place in code.places])
     one_pass(*theirs)
     wrong = [(*("constants", *layer_keys, "param", *keys), "grad")[place] for place in differing(mine, theirs)]

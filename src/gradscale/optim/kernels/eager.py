@@ -8,12 +8,12 @@ from gradscale.optim.kernels.update_pass import UpdatePass
 # Elements per piece. On a CPU the tensors of a piece (some 40 bytes per element with those in between) stay in the
 # second level cache, and an operation costs a fraction of what it costs from memory. A GPU wants few large operations;
 # there the piece only bounds what is allocated in between.
-_ON_CPU, _ELSEWHERE = 1 << 16, 1 << 25
+ON_CPU, ELSEWHERE = 1 << 17, 1 << 25
 
 
 def run_eagerly(update: UpdatePass, strip: Strip, constants: tuple[float, ...]) -> None:
     """Run a pass on a strip, which is changed. For the constants see `constants_of`."""
-    size = _ON_CPU if strip.param.device.type == "cpu" else _ELSEWHERE
+    size = ON_CPU if strip.param.device.type == "cpu" else ELSEWHERE
     if not strip.contiguous or strip.param.numel() <= size:
         update.run(strip.param, strip.grad, {**strip.elementwise, **strip.per_layer}, constants)
         return

@@ -11,7 +11,9 @@ _FEW = 0.02
 _TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def probe(place: int, dtype: torch.dtype, shape: torch.Size | None, length: int, device: torch.device) -> Tensor:
+def probe(
+    place: int, dtype: torch.dtype, own: torch.Size | None, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Return numbers in (0, 1) that ascend where there are few of them, and labels 0 and 1.
 
     Positive, because second moments are; without random numbers, because a run's own must not change.
@@ -19,15 +21,15 @@ def probe(place: int, dtype: torch.dtype, shape: torch.Size | None, length: int,
     Args:
         place: of the tensor among those of a strip; each place gets other numbers.
         dtype: its dtype.
-        shape: its shape; None for `length` elements.
-        length: elements of the strip.
+        own: its shape, if it is not the strip's.
+        shape: the strip's shape.
         device: its device.
     """
-    numbers = torch.arange(length if shape is None else shape.numel(), device=device)
+    numbers = torch.arange(torch.Size(own or shape).numel(), device=device).view(own or shape)
     if not dtype.is_floating_point:
         return (numbers % 2).to(dtype)
     period = 101 + place
-    return ((numbers * 37 % period + 1) if shape is None else numbers + 1).to(torch.float64).div(period).to(dtype)
+    return ((numbers * 37 % period + 1) if own is None else numbers + 1).to(torch.float64).div(period).to(dtype)
 
 
 def differing(mine: list[Tensor], theirs: list[Tensor]) -> list[int]:

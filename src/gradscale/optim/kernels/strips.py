@@ -63,9 +63,9 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
         else:
             per_layer[key] = value
     if member.view.flat:
-        yield from _of_vector(member, Strip(param.detach(), grad, elementwise, per_layer, False, True))
+        yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, False, True))
     else:
-        yield Strip(param.detach(), grad, elementwise, per_layer, bool(member.scaled), contiguous)
+        yield Strip(param, grad, elementwise, per_layer, bool(member.scaled), contiguous)
 
 
 def _of_vector(member: Member, vector: Strip) -> Iterator[Strip]:

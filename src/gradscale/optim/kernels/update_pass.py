@@ -75,10 +75,10 @@ class UpdatePass:
         if self.part == "accumulate":
             return
         update = self.rule.direction(moments, rest, self.rule_plan)
-        if self.scaler is not None:
-            # Of the momentum as it is kept: groupings count that one.
-            update = update.mul_(self.scaler.factor(state[self.rule.momentum], state, dtype, self.scaler_plan))
-        update = update.mul_(rate)
+        # Of the momentum as it is kept: groupings count that one.
+        momentum = state[self.rule.momentum]
+        factor = rate if self.scaler is None else self.scaler.factor(momentum, state, dtype, self.scaler_plan, rate)
+        update = update.mul_(factor)
         if value is param:
             # Not scaled by the factor: it belongs to the parameter, not to its gradient.
             param.mul_(decay).sub_(update)
