@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscale.bench.cost_model import COUNTS
 from gradscale.bench.shapes import Workload
 
 # From the best to what needs the least: what the contestants have in common.
 NOTHING, GRADIENTS, EVERYTHING = "nothing", "gradients", "parameters and gradients"
 LARGEST_PROBE = 1 << 26  # elements, at most, of the tensor by which the memory's speed is measured
 _MARGIN = 1.05
-_GROUPING = 7 * 8 * COUNTS  # bytes per layer at the peak of a grouping
+_GROUPING = 50 << 20  # bytes at the peak of a grouping of a few layers
 
 
 class ShortageError(MemoryError):
@@ -51,7 +50,7 @@ def plan(
     number, wide = workload.parameters, dtype.itemsize
     states, count = (sum(state_bytes), len(state_bytes)) if together else (max(state_bytes), 1)
     # For a moment: torch's foreach implementations hold a copy of a moment of the whole model; groupings hold counts.
-    rest = states * number + max(4 * number, _GROUPING * workload.layers)
+    rest = states * number + max(4 * number, _GROUPING)
     rest += 4 * min(number, LARGEST_PROBE) if together else 0
     sizes = {
         NOTHING: 2 * count * number * wide,
