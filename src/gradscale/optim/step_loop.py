@@ -78,8 +78,11 @@ class StepLoop(UniversalLoading):
             report = self._observe(together, due, clock)
             held, self._held = self._held, []
             current = {id(member.param) for member in updates}
-            for member, lr in held:
-                self._apply(member, lr)
+            counts = [float(self.state[member.param]["step"]) for member, _ in held]
+            runs = self._prepared([member for member, _ in held], [lr for _, lr in held], counts, "apply")
+            for run, arguments in runs:
+                run(*arguments)
+            for member, _ in held:
                 if id(member.param) not in current and member.view.publish is not None:
                     member.view.publish()
             if report is not None:
@@ -208,10 +211,6 @@ class StepLoop(UniversalLoading):
         if report is not None and self._ungrouped:
             self._ungrouped.clear()
         return report
-
-    def _apply(self, member: Member, lr: float) -> None:
-        for run, arguments in self._prepared([member], [lr], [float(self.state[member.param]["step"])], "apply"):
-            run(*arguments)
 
 
 def _may_step_elsewhere(members: list[Member]) -> bool:

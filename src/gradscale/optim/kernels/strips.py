@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gradscale.optim.members import Member
+from gradscale.optim.members import Member, local_state
 from gradscale.optim.rule import State
 from gradscale.sharding.dtensor import is_dtensor, local_part
 
@@ -47,7 +47,7 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
     param, grad = member.param, member.param.grad if with_grad else None
     if is_dtensor(param):
         param, grad = local_part(param), None if grad is None else local_part(grad)
-        state = {key: local_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+        state = local_state(state)
     if param.numel() == 0:
         return
     contiguous = param.is_contiguous()
@@ -63,7 +63,7 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
         else:
             per_layer[key] = value
     if member.view.flat:
-        yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, False, True))
+        yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, False, contiguous))
     else:
         yield Strip(param, grad, elementwise, per_layer, bool(member.scaled), contiguous)
 
@@ -88,5 +88,5 @@ def _piece(vector: Strip, place: slice, row: int | None) -> Strip:
         {key: tensor[place] for key, tensor in vector.elementwise.items()},
         {} if row is None else {key: tensor[row] for key, tensor in vector.per_layer.items()},
         scaled=row is not None,
-        contiguous=True,
+        contiguous=vector.contiguous,
     )
