@@ -22,22 +22,23 @@ class AdamFactors(NamedTuple):
         grad_weight: 1 - beta1.
         beta2: decay rate of the second moment.
         square_weight: 1 - beta2.
-        inverse_root: 1 / sqrt(1 - beta2^t), which corrects the root of the second moment.
-        eps: added to the corrected root.
+        eps: sqrt(1 - beta2^t) eps, added to the root of the second moment.
     """
 
     grad_weight: Number
     beta2: Number
     square_weight: Number
-    inverse_root: Number
     eps: Number
 
 
 def adam_factors(step: float, *, betas: tuple[float, float], eps: float) -> tuple[float, AdamFactors]:
-    """Return 1 / (1 - beta1^t), by which the learning rate is multiplied, and the factors of step t (from 1)."""
+    """Return what the learning rate is multiplied by, and the factors of step t (from 1).
+
+    Both corrections are in the rate, sqrt(1 - beta2^t) / (1 - beta1^t), as the paper has it before section 2.1.
+    """
     beta1, beta2 = betas
-    factors = AdamFactors(1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps)
-    return 1 / (1 - beta1**step), factors
+    correction = math.sqrt(1 - beta2**step)
+    return correction / (1 - beta1**step), AdamFactors(1 - beta1, beta2, 1 - beta2, correction * eps)
 
 
 def adam_moments(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamFactors) -> None:
@@ -52,14 +53,20 @@ def adam_moments(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Ada
         exp_avg_sq: second moment, same shape and dtype.
         factors: those of the step.
     """
+    weight = factors.square_weight
+    # Rounded after each operation, as generated code does it: lerp_ would not, and labels would differ at a boundary.
     exp_avg.add_((grad - exp_avg).mul_(factors.grad_weight))
-    exp_avg_sq.mul_(factors.beta2).add_((grad * factors.square_weight).mul_(grad))
+    exp_avg_sq.mul_(factors.beta2)
+    if isinstance(weight, Tensor):  # addcmul_ takes numbers alone
+        exp_avg_sq.add_((grad * weight).mul_(grad))
+    else:
+        exp_avg_sq.addcmul_(grad, grad, value=weight)
 
 
 def adam_direction(exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamFactors) -> Tensor:
-    """Return the update direction, less the correction of the first moment, which belongs to the learning rate.
+    """Return the update direction, less the corrections, which belong to the learning rate.
 
-        m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+        m / (sqrt(v) + sqrt(1 - beta2^t) eps)
 
     Args:
         exp_avg: first moment, any shape.
@@ -69,4 +76,4 @@ def adam_direction(exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamFactors) ->
     Returns:
         A new tensor of the same shape; the moments are not changed.
     """
-    return torch.div(exp_avg, exp_avg_sq.sqrt().mul_(factors.inverse_root).add_(factors.eps))
+    return torch.div(exp_avg, exp_avg_sq.sqrt().add_(factors.eps))

@@ -13,6 +13,7 @@ from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.kernels.update_pass import COMPENSATION
 from gradscale.optim.layer_rows import KEY, Rows, for_fsdp1, per_layer_keys, rows_of, with_rows
 from gradscale.optim.members import Member, MemberTable
+from gradscale.optim.passes import Turn
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import BaseRule, Group, Scaler, Slot, State
 from gradscale.optim.saved_groups import GROUPS, pack_options
@@ -32,7 +33,7 @@ class StateLoading(Optimizer):
     _kernel: StepKernel
     _table: MemberTable
     _report: GroupingReport | None
-    _held: list[tuple[Member, float]]  # members whose momentum is up to date and whose update waits for a grouping
+    _held: list[Turn]  # updates whose momentum is up to date and that wait for a grouping
     _ungrouped: set[int]  # ids of tensors whose state an engine brought back without groups
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,14 @@ class Member:
         group: its param group.
         view: what is in it.
         scaled: the segments of layers that are scaled; row i of a flat tensor's per-layer state is that of the i-th.
+        recipes: how passes on it were called last time, where it is one strip.
     """
 
     param: Tensor
     group: Group
     view: TensorView
     scaled: tuple[Segment, ...]
+    recipes: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rows(self) -> int | None:
@@ -69,6 +72,7 @@ class _Known:
     view: TensorView
     checked: bool = False
     member: Member | None = None  # the last one made of it
+    options: tuple[Any, ...] = ()  # of the scaler, at that time
 
 
 class MemberTable:
@@ -92,21 +96,18 @@ class MemberTable:
         Raises:
             UnsupportedShardingError: an engine that is not supported has put the tensor there.
         """
-        known = self._known(param, group, index, place)
         options = group if options is None else options
-        scaled = tuple([segment for segment in known.view.segments if self._scaler.scales(segment.shape, options)])
-        member = known.member
-        if member is None or member.group is not options or len(member.scaled) != len(scaled):
-            member = known.member = Member(param, options, known.view, scaled)
-        return member
+        return self._member(param, group, index, place, options, self._values(options))
 
     def members(self, groups: Sequence[Group]) -> list[Member]:
         """Return all members of param groups, in order. Raises as `member`."""
-        return [
-            self.member(param, group, index, place)
-            for index, group in enumerate(groups)
-            for place, param in enumerate(group["params"])
-        ]
+        members = []
+        for index, group in enumerate(groups):
+            values = self._values(group)
+            members += [
+                self._member(param, group, index, place, group, values) for place, param in enumerate(group["params"])
+            ]
+        return members
 
     def training_step(self, members: list[Member]) -> list[Member]:
         """Return the members that make one training step with these, for which the engine may call `step()` apart."""
@@ -133,6 +134,21 @@ class MemberTable:
         for member in members:
             self._views[id(member.param)].checked = True
 
+    def _values(self, group: Group) -> tuple[Any, ...]:
+        """Return all that decides whether a layer of a group is scaled: users change options between two steps."""
+        return (group["scaled"], *[group[name] for name in self._scaler.options])
+
+    def _member(
+        self, param: Tensor, group: Group, index: int, place: int, options: Group, values: tuple[Any, ...]
+    ) -> Member:
+        known = self._known(param, group, index, place)
+        member = known.member
+        if member is None or member.group is not options or known.options != values:
+            scaled = tuple([segment for segment in known.view.segments if self._scaler.scales(segment.shape, options)])
+            member = known.member = Member(param, options, known.view, scaled)
+            known.options = values
+        return member
+
     def _known(self, param: Tensor, group: Group, index: int, place: int) -> _Known:
         known = self._views.get(id(param))
         if known is None or known.param() is not param or known.shape != param.shape:
@@ -146,7 +162,9 @@ def local_state(state: State) -> State:
     return {key: local_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
-def layers_of(member: Member, state: State, momentum: str, *, due: bool) -> Iterator[Layer]:
+def layers_of(
+    member: Member, state: State, momentum: str, *, due: bool, later: Mapping[tuple[int, int], Tensor] | None = None
+) -> Iterator[Layer]:
     """Yield the scaled layers of a member, as scalers take them.
 
     Args:
@@ -154,8 +172,9 @@ def layers_of(member: Member, state: State, momentum: str, *, due: bool) -> Iter
         state: its local state.
         momentum: key of the momentum in it.
         due: whether the scales of its group move now.
+        later: of layers whose labels a pass writes afterwards, what tells it to, by id of the tensor and row.
     """
-    for segment, _, part in member.parts(state, momentum):
+    for row, (segment, _, part) in enumerate(member.parts(state, momentum)):
         yield Layer(
             name=segment.name,
             numel=segment.numel,
@@ -164,4 +183,5 @@ def layers_of(member: Member, state: State, momentum: str, *, due: bool) -> Iter
             state=part,
             group=member.group,
             due=due,
+            relabel=None if later is None else later.get((id(member.param), row)),
         )

@@ -54,6 +54,8 @@ class Layer:
         group: its param group.
         due: whether its scales move now. All layers are measured whenever any is due: each is compared with the whole
             model.
+        relabel: `[1]`, 0; becomes 1 if the layer is grouped, for a pass that comes later and labels its elements. None
+            where none does: then they are labelled at once.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Layer:
     state: State
     group: Group
     due: bool
+    relabel: Tensor | None = None
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
@@ -137,6 +140,19 @@ class Scaler(Hashable, Protocol):
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Take statistics of all layers and move the scales of those that are due, in place. Never raises for data."""
+
+    def keeps_labels(self, group: Group) -> bool:
+        """Whether a grouping labels every element."""
+
+    def relabel(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> None:
+        """Label elements in place, where `state["relabel"]` is not 0. Elementwise.
+
+        Args:
+            momentum: as it is kept, any shape.
+            state: the strip's part of the state, and `relabel` (see `Layer`).
+            dtype: dtype of the arithmetic.
+            plan: see `plan`.
+        """
 
     def warn(self, report: GroupingReport) -> None:
         """Say what went wrong in a grouping, once the step is complete."""

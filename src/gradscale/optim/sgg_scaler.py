@@ -16,7 +16,7 @@ from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
-from gradscale.scalers.factor import factor_by_label, factor_by_value
+from gradscale.scalers.factor import cluster_numbers, factor_by_label, factor_by_value
 from gradscale.scalers.sgg import Grouping, assign_labels, mda_over_clusters, update_scales
 
 _LARGEST_SCALE = torch.finfo(torch.float32).max
@@ -97,7 +97,7 @@ class SGGScaler:
     def plan(self, group: Group) -> FactorPlan:
         """How a scale is chosen, of how many."""
         by = "label" if _keeps_labels(group) else "layer" if _clusters(group) == 1 else "value"
-        return FactorPlan(by, _clusters(group), by == "value" and group["momentum_sign"] == "absolute")
+        return FactorPlan(by, _clusters(group), by != "layer" and group["momentum_sign"] == "absolute")
 
     def factor(
         self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan, rate: Number
@@ -110,6 +110,16 @@ class SGGScaler:
         if plan.by == "label":
             return factor_by_label(state["labels"], scales)
         return factor_by_value(momentum, state["boundaries"], scales, absolute=plan.absolute)
+
+    def keeps_labels(self, group: Group) -> bool:
+        """Where labels are frozen."""
+        return _keeps_labels(group)
+
+    def relabel(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> None:
+        """See `assign_labels`, which labels outside of a pass."""
+        labels, absolute = state["labels"], _known(plan).absolute
+        numbers = cluster_numbers(momentum, state["boundaries"], dtype, absolute=absolute)
+        labels.copy_(torch.where(state["relabel"] > 0, numbers, labels.to(dtype)))
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
         """Group the layers' momenta, compare their deviations, move their scales.
@@ -161,7 +171,9 @@ def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, flo
     )
     state["scales"].copy_(scales)
     state["boundaries"].copy_(boundaries)
-    if _keeps_labels(group):
+    if layer.relabel is not None:
+        layer.relabel.fill_(1)
+    elif _keeps_labels(group):
         absolute = group["momentum_sign"] == "absolute"
         assign_labels(layer.momentum, boundaries, absolute=absolute, out=state["labels"])
     return LayerReport(

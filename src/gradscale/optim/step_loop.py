@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from gradscale.optim.kernels.strips import strips_of
-from gradscale.optim.kernels.update_pass import Part, UpdatePass, constants_of, update_pass
+from gradscale.optim.kernels.choice import Run
+from gradscale.optim.kernels.update_pass import RELABEL, Part
 from gradscale.optim.members import Member, layers_of, local_state
+from gradscale.optim.passes import Extras, Turn, prepare_passes
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer
 from gradscale.optim.universal import UniversalLoading
@@ -20,7 +21,6 @@ from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
 
 _ONE = torch.tensor(1.0)
-Run = tuple[Callable[..., Any], Sequence[Any]]
 
 
 class StepLoop(UniversalLoading):
@@ -52,37 +52,34 @@ class StepLoop(UniversalLoading):
             self._init_state(member)
         if only_makes_state:
             return loss
-        self._kernel.weigh(sum(local_part(member.param).numel() for member in together))
+        self._kernel.weigh(local_part(member.param).numel() for member in together)
         # An engine that steps its tensors apart has further calls in this training step: the grouping is in the last
         # of those that bring a scaled layer.
         groups_now = bool(due) and not (apart and not any(member.scaled for member in updates))
         # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
         steps = [self.state[member.param]["step"] for member in updates]
-        lrs = [rates[id(member.group)] for member in updates]
-        runs = self._prepared(
-            updates, lrs, [float(step) + 1 for step in steps], "accumulate" if groups_now else "whole"
-        )
+        turns = [
+            Turn(member, rates[id(member.group)], step.item() + 1) for member, step in zip(updates, steps, strict=True)
+        ]
+        runs = self._prepared(turns, "accumulate" if groups_now else "whole")
         if groups_now:
             # For its errors: what cannot be compiled must be known before anything is changed.
-            self._prepared(updates, lrs, [float(step) + 1 for step in steps], "apply")
+            self._prepared(turns, "apply", self._relabels(turns))
         for group in self.param_groups:
             group["steps"] = clock
         for step in steps:
             step.add_(_ONE)  # a tensor: half the time of a number
-        for run, arguments in runs:
-            run(*arguments)
+        _run(runs, turns)
         if not groups_now:
             return loss
-        self._held.extend(zip(updates, lrs, strict=True))
+        self._held.extend(turns)
         if self._all_stepped(together, clock):
-            report = self._observe(together, due, clock)
             held, self._held = self._held, []
+            relabels = self._relabels(held)
+            report = self._observe(together, due, clock, {key: extra[RELABEL] for key, extra in relabels.items()})
             current = {id(member.param) for member in updates}
-            counts = [float(self.state[member.param]["step"]) for member, _ in held]
-            runs = self._prepared([member for member, _ in held], [lr for _, lr in held], counts, "apply")
-            for run, arguments in runs:
-                run(*arguments)
-            for member, _ in held:
+            _run(self._prepared(held, "apply", relabels), held)
+            for member, *_ in held:
                 if id(member.param) not in current and member.view.publish is not None:
                     member.view.publish()
             if report is not None:
@@ -131,7 +128,7 @@ class StepLoop(UniversalLoading):
                     f"a gradient of shape {list(grad.shape)} does not fit a parameter of shape "
                     f"{list(member.param.shape)}: with FSDP1, call step() after a backward() outside of no_sync()"
                 )
-            if any(member.param is held.param for held, _ in self._held):
+            if any(member.param is held.member.param for held in self._held):
                 raise RuntimeError(
                     f"DeepSpeed left some of {type(self).__name__}'s tensors out of the last step, in which all layers "
                     "were to be grouped"
@@ -161,41 +158,29 @@ class StepLoop(UniversalLoading):
         moves = any(bool(local_part(member.param.grad).any()) for member in members if member.param.grad is not None)
         return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in members])[0]
 
-    def _prepared(self, members: list[Member], lrs: list[float], steps: list[float], part: Part) -> list[Run]:
-        """Return what runs a part of the step on members. Nothing has changed yet.
+    def _prepared(self, turns: list[Turn], part: Part, extras: Extras | None = None) -> list[Run]:
+        return prepare_passes(
+            turns,
+            part,
+            base=self.base,
+            scaler=self.scaler,
+            kernel=self._kernel,
+            states=self.state,
+            extras=extras or {},
+        )
 
-        Args:
-            members: the members.
-            lrs: learning rate of each.
-            steps: updates of each so far, this one included.
-            part: which part.
+    def _relabels(self, turns: list[Turn]) -> dict[tuple[int, int], dict[str, Tensor]]:
+        """Return what tells passes which layers have just been grouped: none yet."""
+        labelled = [turn.member for turn in turns if self.scaler.keeps_labels(turn.member.group)]
+        return {
+            (id(member.param), row): {RELABEL: torch.zeros(1, device=local_part(member.param).device)}
+            for member in labelled
+            for row in range(len(member.scaled))
+        }
 
-        Raises:
-            KernelUnavailableError: kernel="compiled", and no compiler works here.
-        """
-        runs: list[Run] = []
-        # Of a param group usually all tensors have seen as many steps.
-        constants: dict[tuple[int, float, float], tuple[float, ...]] = {}
-        updates: dict[tuple[int, bool], UpdatePass] = {}
-        base, prepare = self.base, self._kernel.prepare
-        for member, lr, step in zip(members, lrs, steps, strict=True):
-            param, group = member.param, member.group
-            if part != "apply" and param.grad is None:  # nothing of it is here
-                continue
-            key = (id(group), step, lr)
-            numbers = constants.get(key)
-            if numbers is None:
-                numbers = constants[key] = constants_of(base, group, step, lr)
-            for strip in strips_of(member, self.state[param], with_grad=part != "apply"):
-                update = updates.get((id(group), strip.scaled))
-                if update is None:
-                    scaler = self.scaler if strip.scaled else None
-                    moments = tuple(base.slots(param, group))
-                    update = updates[id(group), strip.scaled] = update_pass(base, scaler, part, group, moments)
-                runs.append(prepare(update, strip, numbers))
-        return runs
-
-    def _observe(self, members: list[Member], due: set[int], clock: int) -> GroupingReport | None:
+    def _observe(
+        self, members: list[Member], due: set[int], clock: int, relabels: dict[tuple[int, int], Tensor]
+    ) -> GroupingReport | None:
         layers: list[Layer] = []
         for member in members:
             if not member.scaled or member.param.is_meta:
@@ -206,11 +191,18 @@ class StepLoop(UniversalLoading):
             elif not self.state.get(member.param):
                 continue
             state = local_state(self.state[member.param])
-            layers.extend(layers_of(member, state, self.base.momentum, due=id(member.group) in due))
+            layers.extend(layers_of(member, state, self.base.momentum, due=id(member.group) in due, later=relabels))
         report = self.scaler.observe(layers, clock)
         if report is not None and self._ungrouped:
             self._ungrouped.clear()
         return report
+
+
+def _run(runs: list[Run], turns: list[Turn]) -> None:
+    for run, argument in runs:
+        run(argument)
+    # Compiled code changes tensors behind autograd's back, which has to refuse a backward pass through old values.
+    torch.autograd.graph.increment_version([local_part(turn.member.param) for turn in turns])
 
 
 def _may_step_elsewhere(members: list[Member]) -> bool:

@@ -39,19 +39,42 @@ def factor_by_value(momentum: Tensor, boundaries: Tensor, scales: Tensor, *, abs
         scales: `[K]`, in the dtype of the result.
         absolute: whether the absolute value counts.
     """
-    key = momentum.to(scales.dtype)
-    key = key.abs() if absolute else key
-    edges = boundaries.to(key.dtype).unbind()
     if not torch.compiler.is_compiling() or len(scales) > _LONGEST_CHAIN:
-        # A difference is 0 only of equal numbers, so its sign tells as exactly as a comparison, and faster.
-        labels = (key - edges[0]).sign_().clamp_(min=0)
-        for edge in edges[1:]:
-            labels += (key - edge).sign_().clamp_(min=0)
-        return _look_up(labels, scales)
+        return _look_up(cluster_numbers(momentum, boundaries, scales.dtype, absolute=absolute), scales)
+    key, edges = _key_and_edges(momentum, boundaries, scales.dtype, absolute)
     factor = scales[0].expand_as(key)
     for cluster, edge in enumerate(edges, start=1):
         factor = torch.where(key > edge, scales[cluster], factor)
     return factor
+
+
+def cluster_numbers(momentum: Tensor, boundaries: Tensor, dtype: torch.dtype, *, absolute: bool = False) -> Tensor:
+    """Return the number of boundaries below every element, as floating-point numbers.
+
+    Args:
+        momentum: see `factor_by_value`.
+        boundaries: see `factor_by_value`.
+        dtype: of the comparison and of the result.
+        absolute: whether the absolute value counts.
+    """
+    key, (first, *others) = _key_and_edges(momentum, boundaries, dtype, absolute)
+    if torch.compiler.is_compiling():
+        numbers = (key > first).to(dtype)
+        for edge in others:
+            numbers = numbers + (key > edge).to(dtype)
+        return numbers
+    # A difference is 0 only of equal numbers, so its sign tells as exactly as a comparison, and faster.
+    numbers = (key - first).sign_().clamp_(min=0)
+    for edge in others:
+        numbers += (key - edge).sign_().clamp_(min=0)
+    return numbers
+
+
+def _key_and_edges(
+    momentum: Tensor, boundaries: Tensor, dtype: torch.dtype, absolute: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    key = momentum.to(dtype)
+    return key.abs() if absolute else key, boundaries.to(dtype).unbind()
 
 
 def _look_up(labels: Tensor, scales: Tensor) -> Tensor:

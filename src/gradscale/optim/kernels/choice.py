@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gradscale.optim.kernels.compiled import KernelUnavailableError, prepare
+from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.kernels.eager import run_eagerly
+from gradscale.optim.kernels.recipe import Recipe
 from gradscale.optim.kernels.strips import Strip
 from gradscale.optim.kernels.update_pass import UpdatePass
-from gradscale.optim.rule import arithmetic_dtype
+from gradscale.optim.members import Member
+from gradscale.optim.rule import State
 
 # Elements on this rank from which on compiling (some 5 s, 2 s from torch's cache) is repaid within a run of a thousand
 # steps: an eager step takes 3 ns per element longer. See docs/speed.md.
 COMPILE_FROM = 2_000_000
 _INDEXED_ON_GPUS = 2**31 - 1  # elements; the code generated for a tensor of usual size counts in 32 bits
-_CACHED = 64  # constants; a step needs one or two per param group
+
+Run = tuple[Callable[[Any], Any], Any]  # a function and its argument
 
 
 class StepKernel:
@@ -36,30 +40,54 @@ class StepKernel:
         self._owner = owner
         self._large = False
         self._unavailable = False
-        self._constants: dict[tuple[object, ...], tuple[tuple[float, ...], Tensor]] = {}
 
-    def weigh(self, numel: int) -> None:
-        """Take note of how many elements a step updates on this rank."""
-        self._large = self._large or numel >= COMPILE_FROM
+    def weigh(self, numels: Iterable[int]) -> None:
+        """Take note of how many elements each tensor has that a step updates on this rank."""
+        self._large = self._large or sum(numels) >= COMPILE_FROM
+
+    def recall(
+        self, update: UpdatePass, member: Member, state: State, constants: Constants, extras: Mapping[str, Tensor]
+    ) -> Run | None:
+        """Return what `prepare` would for a member that is one strip; None if it has not done so before.
+
+        Args:
+            update: the pass.
+            member: the member.
+            state: its state.
+            constants: see `constants_of`.
+            extras: per-layer tensors of this step alone.
+        """
+        recipe = member.recipes.get(update)
+        if recipe is None or self._unavailable:
+            return None
+        arguments = recipe.arguments(constants, member.param, state, extras)
+        return None if arguments is None else (recipe.call, arguments)
 
     def prepare(
-        self, update: UpdatePass, strip: Strip, constants: tuple[float, ...]
-    ) -> tuple[Callable[..., Any], Sequence[Any]]:
-        """Return a function and the arguments with which it runs a pass on a strip. Nothing has changed yet.
+        self, update: UpdatePass, strip: Strip, constants: Constants, whole: tuple[Member, State] | None
+    ) -> Run:
+        """Return a function and the argument with which it runs a pass on a strip. Nothing has changed yet.
 
         Args:
             update: the pass.
             strip: the strip.
             constants: see `constants_of`.
+            whole: the member and its state, if it is one strip, to be recalled in later steps.
 
         Raises:
             KernelUnavailableError: kernel="compiled", and no compiler works here.
         """
-        if strip.contiguous and self._is_compiled(strip.param):
+        if strip.contiguous and self._is_compiled(strip):
             try:
-                return prepare(update, strip, self._as_tensor(constants, strip.param))
+                prepared = prepare(update, strip, constants)
             except KernelUnavailableError as error:
                 self._fall_back(error)
+            else:
+                if whole is not None and (strip.grad is None or strip.grad is whole[0].param.grad):
+                    member, state = whole
+                    momentum = update.rule.momentum
+                    member.recipes[update] = Recipe.of(prepared, strip, member.param, state, momentum)
+                return prepared.code.call, prepared.arguments()
         return run_eagerly, (update, strip, constants)
 
     def _fall_back(self, error: KernelUnavailableError) -> None:
@@ -72,24 +100,15 @@ class StepKernel:
             f"{self._owner} steps without compiled code, which is slower: {error}. kernel='eager' chooses this "
             "without a warning",
             RuntimeWarning,
-            stacklevel=8,
+            stacklevel=9,
         )
 
-    def _is_compiled(self, param: Tensor) -> bool:
+    def _is_compiled(self, strip: Strip) -> bool:
+        param = strip.param
         if self._unavailable or self.choice == "eager" or not (self._large or self.choice == "compiled"):
             return False
+        if is_traceable_wrapper_subclass(param) or is_traceable_wrapper_subclass(strip.grad):
+            return False  # generated code reads memory, and theirs is not where a tensor of their shape has it
         if param.is_cpu:
             return True
         return param.numel() <= _INDEXED_ON_GPUS and (param.is_cuda or self.choice == "compiled")
-
-    def _as_tensor(self, constants: tuple[float, ...], param: Tensor) -> Tensor:
-        # By identity: a step asks with the same tuple for every tensor of a param group.
-        key = (id(constants), param.dtype, param.device)
-        known = self._constants.get(key)
-        if known is None:
-            if len(self._constants) >= _CACHED:
-                self._constants.clear()
-            # From pageable memory: the copy to a GPU does not wait for it.
-            tensor = torch.tensor(constants, dtype=arithmetic_dtype(param)).to(param.device, non_blocking=True)
-            known = self._constants[key] = (constants, tensor)
-        return known[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.kernels.strips import Strip
 from gradscale.optim.kernels.update_pass import UpdatePass
 
@@ -11,15 +12,17 @@ from gradscale.optim.kernels.update_pass import UpdatePass
 ON_CPU, ELSEWHERE = 1 << 17, 1 << 25
 
 
-def run_eagerly(update: UpdatePass, strip: Strip, constants: tuple[float, ...]) -> None:
-    """Run a pass on a strip, which is changed. For the constants see `constants_of`."""
+def run_eagerly(arguments: tuple[UpdatePass, Strip, Constants]) -> None:
+    """Run a pass on a strip, which is changed."""
+    update, strip, constants = arguments
+    numbers = constants.numbers
     size = ON_CPU if strip.param.device.type == "cpu" else ELSEWHERE
     if not strip.contiguous or strip.param.numel() <= size:
-        update.run(strip.param, strip.grad, {**strip.elementwise, **strip.per_layer}, constants)
+        update.run(strip.param, strip.grad, {**strip.elementwise, **strip.per_layer}, numbers)
         return
     param, grad = strip.param.view(-1), None if strip.grad is None else strip.grad.view(-1)
     flat = {key: tensor.view(-1) for key, tensor in strip.elementwise.items()}
     for start in range(0, len(param), size):
         piece = slice(start, start + size)
         state = {key: tensor[piece] for key, tensor in flat.items()}
-        update.run(param[piece], None if grad is None else grad[piece], state | strip.per_layer, constants)
+        update.run(param[piece], None if grad is None else grad[piece], state | strip.per_layer, numbers)

@@ -23,8 +23,8 @@ class Strip(NamedTuple):
         param: the parameter.
         grad: its gradient, in the shape of `param`; None where it is not needed.
         elementwise: state with one number per element, in the shape of `param`.
-        per_layer: the scaler's state of its layer.
-        scaled: whether it is a layer that is scaled, or part of one.
+        per_layer: the scaler's state of its layer, and what is known of it in this step alone.
+        row: which of the member's scaled layers it is, or is part of; None for what is not scaled.
         contiguous: whether the elements of all these lie one after the other in memory.
     """
 
@@ -32,7 +32,7 @@ class Strip(NamedTuple):
     grad: Tensor | None
     elementwise: dict[str, Tensor]
     per_layer: dict[str, Tensor]
-    scaled: bool
+    row: int | None
     contiguous: bool
 
 
@@ -63,9 +63,9 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
         else:
             per_layer[key] = value
     if member.view.flat:
-        yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, False, contiguous))
+        yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, None, contiguous))
     else:
-        yield Strip(param, grad, elementwise, per_layer, bool(member.scaled), contiguous)
+        yield Strip(param, grad, elementwise, per_layer, 0 if member.scaled else None, contiguous)
 
 
 def _of_vector(member: Member, vector: Strip) -> Iterator[Strip]:
@@ -87,6 +87,6 @@ def _piece(vector: Strip, place: slice, row: int | None) -> Strip:
         None if vector.grad is None else vector.grad[place],
         {key: tensor[place] for key, tensor in vector.elementwise.items()},
         {} if row is None else {key: tensor[row] for key, tensor in vector.per_layer.items()},
-        scaled=row is not None,
+        row=row,
         contiguous=vector.contiguous,
     )

@@ -19,6 +19,8 @@ from gradscale.optim.rule import BaseRule, Group, Plan, Scaler, arithmetic_dtype
 Part = Literal["whole", "accumulate", "apply"]
 COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-bit parameter so far
 
+RELABEL = "relabel"  # key of a tensor of one step alone: whether the layer has just been grouped
+
 
 @dataclass(frozen=True, eq=False)
 class UpdatePass:
@@ -77,15 +79,24 @@ class UpdatePass:
         update = self.rule.direction(moments, rest, self.rule_plan)
         # Of the momentum as it is kept: groupings count that one.
         momentum = state[self.rule.momentum]
+        if self.scaler is not None and RELABEL in state:
+            self.scaler.relabel(momentum, state, dtype, self.scaler_plan)
         factor = rate if self.scaler is None else self.scaler.factor(momentum, state, dtype, self.scaler_plan, rate)
-        update = update.mul_(factor)
-        if value is param:
-            # Not scaled by the factor: it belongs to the parameter, not to its gradient.
-            param.mul_(decay).sub_(update)
-        elif COMPENSATION in state:
-            _kahan_sum(param, value, value * decay - update, state[COMPENSATION])
+        if COMPENSATION in state:
+            _kahan_sum(param, value, _moved(value.clone(), decay, update, factor), state[COMPENSATION])
+        elif value is param:
+            _moved(param, decay, update, factor)
         else:
-            param.copy_(value.mul_(decay).sub_(update))
+            param.copy_(_moved(value, decay, update, factor))
+
+
+def _moved(value: Tensor, decay: Number, update: Tensor, factor: Number) -> Tensor:
+    """Return decay x value - factor x update, in place of value, in as few operations as there are."""
+    # Decay is not scaled by the factor: it belongs to the parameter, not to its gradient.
+    value.mul_(decay)
+    if not isinstance(factor, Tensor):
+        return value.sub_(update, alpha=factor)
+    return value.addcmul_(update, factor, value=-1)
 
 
 @functools.cache
