@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 from gradscale.integrations import registration
 
 if TYPE_CHECKING:
+    from gradscale.optim.dgs import DGSLARS as DGSLARS
+    from gradscale.optim.dgs import DGSSGD as DGSSGD
+    from gradscale.optim.dgs import DGSAdam as DGSAdam
+    from gradscale.optim.dgs import DGSAdamW as DGSAdamW
     from gradscale.optim.report import GroupingReport as GroupingReport
     from gradscale.optim.report import LayerReport as LayerReport
     from gradscale.optim.sgg_adam import SGGAdam as SGGAdam
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     from gradscale.options import OptionError as OptionError
 
 _PUBLIC = {
+    "DGSAdam": "gradscale.optim.dgs",
+    "DGSAdamW": "gradscale.optim.dgs",
+    "DGSLARS": "gradscale.optim.dgs",
+    "DGSSGD": "gradscale.optim.dgs",
     "GroupingReport": "gradscale.optim.report",
     "LayerReport": "gradscale.optim.report",
     "OptionError": "gradscale.options",
@@ -27,7 +35,18 @@ _PUBLIC = {
     "SGGAdamW": "gradscale.optim.sgg_adam",
 }
 
-__all__ = ["GroupingReport", "LayerReport", "OptionError", "SGGAdam", "SGGAdamW", "__version__"]  # noqa: F822
+__all__ = [  # noqa: F822
+    "DGSAdam",
+    "DGSAdamW",
+    "DGSLARS",
+    "DGSSGD",
+    "GroupingReport",
+    "LayerReport",
+    "OptionError",
+    "SGGAdam",
+    "SGGAdamW",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from gradscale.options import Choice, Flag, Integer, Interval, Off, Option, Pair, Real, RunLength
+from gradscale.options import Choice, Flag, Integer, Interval, Maybe, Off, Option, Pair, Real, RunLength
 
 ADAM: Mapping[str, Option] = MappingProxyType(
     {
@@ -26,6 +26,25 @@ ADAM: Mapping[str, Option] = MappingProxyType(
             "auto",
             "dtype of the moments; auto is the parameter's own (of float16 parameters float32)",
         ),
+        "maximize": Option(Flag(), False, "ascend instead of descend"),
+    }
+)
+
+_MOMENTUM = Option(Real(0.0, 1.0, high_open=True), 0.0, "what is kept of the momentum buffer", "Invalid momentum value")
+
+SGD: Mapping[str, Option] = MappingProxyType(
+    {
+        "momentum": _MOMENTUM,
+        "dampening": Option(Real(0.0, 1.0), 0.0, "share of the gradient that does not enter the momentum buffer"),
+        "nesterov": Option(Flag(), False, "Nesterov's momentum, in torch's form"),
+        "maximize": Option(Flag(), False, "ascend instead of descend"),
+    }
+)
+
+LARS: Mapping[str, Option] = MappingProxyType(
+    {
+        "momentum": Option(_MOMENTUM.kind, 0.9, _MOMENTUM.help, _MOMENTUM.invalid),
+        "trust_coefficient": Option(Real(0.0, low_open=True), 1e-3, "eta, share of a layer's norm that a step may be"),
         "maximize": Option(Flag(), False, "ascend instead of descend"),
     }
 )
@@ -86,4 +105,41 @@ SGG: Mapping[str, Option] = MappingProxyType(
             Choice(("kmeans", "layer")), "kmeans", "K clusters per layer, or the whole layer as one (a scale per layer)"
         ),
     }
+)
+
+_DGS: Mapping[str, Option] = MappingProxyType(
+    {
+        "form": Option(
+            Choice(("equation", "importance", "full", "normalized")),
+            "full",
+            "the paper's equation, its algorithm, both, or relative to the layer's mean importance and bounded",
+        ),
+        "beta": Option(Real(0.0, low_open=True), 1.0, "overall scale of equation and full"),
+        "sigma": Option(Real(0.0, low_open=True), 1.0, "added to the collective importance, by which both divide"),
+        "gamma": Option(
+            Maybe(Real(0.0)),
+            None,
+            "weight of this group's elements in the collective importance; None: 1 / all elements",
+        ),
+        "importance_decay": Option(
+            Real(0.0, 1.0, high_open=True), 0.0, "rho of a running mean of |g| (4 bytes per parameter); 0: |g| itself"
+        ),
+        "reset": Option(Choice(("soft", "hard")), "soft", "whether a reset makes the past weigh less, or nothing"),
+        "reset_decay": Option(
+            Real(0.0, 1.0, low_open=True, high_open=True), 0.1, "how much the past weighs after a soft reset"
+        ),
+        "reset_every": Option(Maybe(Integer(1)), None, "steps between two resets"),
+        "reset_spike": Option(
+            Maybe(Real(1.0, low_open=True)), None, "reset when the mean |g| exceeds its usual level so many times"
+        ),
+        "factor_bounds": Option(
+            Pair(Real(0.0, low_open=True), ordered=True), (0.1, 10.0), "lowest and highest factor of normalized"
+        ),
+    }
+)
+_IMPORTANCE_EPS = "added to the importance that divides; of normalized a share of the layer's mean"
+
+DGS: Mapping[str, Option] = MappingProxyType({**_DGS, "eps": Option(Real(0.0), 1e-8, _IMPORTANCE_EPS)})
+DGS_ON_ADAM: Mapping[str, Option] = MappingProxyType(
+    {**_DGS, "importance_eps": Option(Maybe(Real(0.0)), None, f"{_IMPORTANCE_EPS}; None: eps")}
 )

@@ -144,6 +144,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Maybe:
+    """None, or what another kind allows."""
+
+    kind: Kind
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return f"None or {self.kind.allowed}"
+
+    def check(self, value: Any) -> Any:  # noqa: D102
+        return None if value is None else self.kind.check(value)
+
+
+@dataclass(frozen=True)
 class Interval:
     """A number of steps (an integer >= 1) or a fraction of the run (a float strictly between 0 and 1)."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
-from gradscale.option_tables import ADAM, SGG, STEP
+from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LARS, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
 
@@ -64,6 +64,32 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=_SGG_TRAINER_DEFAULTS,
+    ),
+    OptimizerEntry(
+        name="dgs_sgd",
+        target="gradscale.optim.dgs:DGSSGD",
+        summary="DGS on SGD",
+        options=MappingProxyType({**SGD, **DGS, **STEP}),
+    ),
+    OptimizerEntry(
+        name="dgs_lars",
+        target="gradscale.optim.dgs:DGSLARS",
+        summary="DGS on LARS",
+        options=MappingProxyType({**LARS, **DGS, **STEP}),
+    ),
+    OptimizerEntry(
+        name="dgs_adamw",
+        target="gradscale.optim.dgs:DGSAdamW",
+        summary="DGS on AdamW (decoupled weight decay)",
+        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
+        trainer_fields=_ADAM_FIELDS,
+    ),
+    OptimizerEntry(
+        name="dgs_adam",
+        target="gradscale.optim.dgs:DGSAdam",
+        summary="DGS on Adam (weight decay added to the gradient)",
+        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
+        trainer_fields=_ADAM_FIELDS,
     ),
 )
 

@@ -23,11 +23,19 @@ class AdamRule:
 
     decoupled_weight_decay: bool
     momentum: str = "exp_avg"
+    takes_trust_ratio: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
         """Those of Adam."""
         return ADAM
+
+    def check(self, group: Group) -> None:
+        """All combinations are allowed."""
+
+    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
+        """There is none."""
+        raise NotImplementedError
 
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
         """Both moments, and the running maximum for AMSGrad; by default in the parameter's dtype.
@@ -55,7 +63,9 @@ class AdamRule:
         if plan:
             state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"]))
 
-    def direction(self, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> Tensor:
+    def direction(
+        self, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan
+    ) -> Tensor:
         """See `adam_direction`."""
         second = state["max_exp_avg_sq" if plan else "exp_avg_sq"]
         return adam_direction(state["exp_avg"], second, AdamFactors(*constants))

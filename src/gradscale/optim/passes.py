@@ -27,11 +27,13 @@ class Turn(NamedTuple):
         member: the tensor.
         lr: its learning rate.
         number: updates of it so far, this one included.
+        grad: its gradient.
     """
 
     member: Member
     lr: float
     number: float
+    grad: Tensor | None
 
 
 def prepare_passes(
@@ -71,12 +73,12 @@ def prepare_passes(
         return update
 
     of: tuple[object, ...] = ()  # of a param group usually all tensors have seen as many steps
-    for member, lr, number in turns:
+    for member, lr, number, _ in turns:
         param, group = member.param, member.group
         if part != "apply" and param.grad is None:  # nothing of it is here
             continue
         if of != (id(group), lr, number):
-            of, constants = (id(group), lr, number), Constants(constants_of(base, group, number, lr))
+            of, constants = (id(group), lr, number), Constants(constants_of(base, scaler, group, number, lr))
         state = states[param]
         whole = None if member.view.flat or is_dtensor(param) else (member, state)
         if whole is not None:

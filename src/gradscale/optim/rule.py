@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -88,6 +88,13 @@ class BaseRule(Hashable, Protocol):
     def decoupled_weight_decay(self) -> bool:
         """Whether weight decay shrinks the parameter itself instead of entering the gradient."""
 
+    @property
+    def takes_trust_ratio(self) -> bool:
+        """Whether `accumulate` takes the trust ratio of the layer, after its constants; `trust_ratio` gives it."""
+
+    def check(self, group: Group) -> None:
+        """Raise OptionError where options that are right alone contradict each other."""
+
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
         """State tensors of one parameter."""
 
@@ -105,8 +112,20 @@ class BaseRule(Hashable, Protocol):
     def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
         """Take one gradient (not changed) into the state, in place; all in the dtype of the arithmetic."""
 
-    def direction(self, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> Tensor:
-        """Return the update direction as a new tensor, read from the state."""
+    def direction(
+        self, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan
+    ) -> Tensor:
+        """Return the update direction as a new tensor.
+
+        Args:
+            grad: what `accumulate` took; None where it was taken in an earlier pass.
+            state: the rule's part of the state.
+            constants: see `constants`.
+            plan: see `plan`.
+        """
+
+    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
+        """Return the trust ratio of a layer from the sums of squares of its weights and its gradient, on all ranks."""
 
 
 class Scaler(Hashable, Protocol):
@@ -115,6 +134,10 @@ class Scaler(Hashable, Protocol):
     @property
     def options(self) -> Mapping[str, Option]:
         """Options of a param group that this scaler reads."""
+
+    @property
+    def history(self) -> str | None:
+        """State key of what is kept of each layer's gradients, if anything is."""
 
     def check(self, group: Group) -> None:
         """Raise OptionError where options that are right alone contradict each other."""
@@ -160,15 +183,54 @@ class Scaler(Hashable, Protocol):
     def plan(self, group: Group) -> Plan:
         """Return what of a group's options changes the factor."""
 
-    def factor(
-        self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan, rate: Number
-    ) -> Tensor:
-        """Return what every element's direction is multiplied by (or one number for all). Pure and elementwise.
+    def constants(self, group: Group) -> tuple[float, ...]:
+        """Return the numbers of a param group that `factor` takes."""
+
+    def reads_gradients(self, group: Group) -> Literal["no", "together", "by layer"]:
+        """Whether `factor` needs sums over all gradients of the step, and whether a sum for each layer."""
+
+    def numbers_of_all(self, total: Tensor, groups: list[Group]) -> Tensor:
+        """Return what `factor` takes of the sum over all gradients, float64 `[L, N]`.
 
         Args:
-            momentum: as it is kept, any shape.
-            state: the strip's part of the state.
+            total: float64 `[]`, of the importance of all elements, weighted by `gamma`.
+            groups: the param group of each of L layers.
+        """
+
+    def numbers_by_layer(
+        self, sums: Tensor, numel: Tensor, gammas: Tensor, histories: Tensor | None, groups: list[Group], clock: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the same where layers are told apart, and their new histories.
+
+        Args:
+            sums: float64 `[L]`, of |gradient| over each layer.
+            numel: float64 `[L]`, elements of each layer.
+            gammas: float64 `[L]`, weight of a layer's elements in the sum over all.
+            histories: float64 `[L, H]`, what the state has of each layer; None if nothing.
+            groups: the param group of each layer.
+            clock: the training step, from 1.
+        """
+
+    def factor(
+        self,
+        grad: Tensor | None,
+        momentum: Tensor | None,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        plan: Plan,
+        constants: Sequence[Number],
+        numbers: Sequence[Tensor],
+        rate: Number,
+    ) -> Number:
+        """Return what every element's direction is multiplied by (or one number for all). Elementwise.
+
+        Args:
+            grad: the gradient, without weight decay; None where it was taken in an earlier pass.
+            momentum: as it is kept, any shape; None where the base keeps none.
+            state: the strip's part of the state; what the scaler keeps per element may be changed.
             dtype: dtype of the result.
             plan: see `plan`.
+            constants: see `constants`.
+            numbers: see `numbers_of_all`; none if gradients are not read.
             rate: the learning rate, which the factor multiplies.
         """

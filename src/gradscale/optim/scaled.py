@@ -115,6 +115,7 @@ class ScaledOptimizer(StepLoop):
         options = {**COMMON, **self.base.options, **self.scaler.options}
         checked = {**group, **{name: check_option(name, group[name], option) for name, option in options.items()}}
         checked["lr"] = _checked_lr(group["lr"])
+        self.base.check(checked)
         self.scaler.check(checked)
         return checked
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class SGGScaler:
     """See `gradscale.scalers.sgg`."""
 
     options: Mapping[str, Option] = SGG
+    history: None = None
 
     def check(self, group: Group) -> None:
         """A fraction of the run needs the run's length.
@@ -99,9 +100,35 @@ class SGGScaler:
         by = "label" if _keeps_labels(group) else "layer" if _clusters(group) == 1 else "value"
         return FactorPlan(by, _clusters(group), by != "layer" and group["momentum_sign"] == "absolute")
 
+    def constants(self, group: Group) -> tuple[float, ...]:
+        """None: scales and boundaries are in the state."""
+        return ()
+
+    def reads_gradients(self, group: Group) -> Literal["no"]:
+        """Scales come from momenta, now and then."""
+        return "no"
+
+    def numbers_of_all(self, total: Tensor, groups: list[Group]) -> Tensor:
+        """Gradients are not read."""
+        raise NotImplementedError
+
+    def numbers_by_layer(
+        self, sums: Tensor, numel: Tensor, gammas: Tensor, histories: Tensor | None, groups: list[Group], clock: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients are not read."""
+        raise NotImplementedError
+
     def factor(
-        self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan, rate: Number
-    ) -> Tensor:
+        self,
+        grad: Tensor | None,
+        momentum: Tensor | None,
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        plan: Plan,
+        constants: Sequence[Number],
+        numbers: Sequence[Tensor],
+        rate: Number,
+    ) -> Number:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
         # The few scales are multiplied by the rate, and not the many elements.
         plan, scales = _known(plan), state["scales"].to(dtype) * rate
@@ -109,6 +136,7 @@ class SGGScaler:
             return scales[0]
         if plan.by == "label":
             return factor_by_label(state["labels"], scales)
+        assert momentum is not None
         return factor_by_value(momentum, state["boundaries"], scales, absolute=plan.absolute)
 
     def keeps_labels(self, group: Group) -> bool:

@@ -20,8 +20,8 @@ _FINITE = _MAGNITUDES - (1 << 7)  # those of finite numbers: inf and NaN, expone
 N_BINS = 2 * _FINITE  # bins of finite values, in ascending order of value
 ZERO_EDGE = _FINITE  # bins below are negative (the last is -0), bins from here on are positive (the first is +0)
 _LARGEST = torch.finfo(torch.bfloat16).max
-# Elements counted at a time, 18 bytes each at most. Shorter pieces would stay in a CPU's cache, but threads that wait for each
-# other after every piece cost more than that saves.
+# Elements counted at a time, 18 bytes each at most. Shorter pieces would stay in a CPU's cache, but threads that wait
+# for each other after every piece cost more than that saves.
 _PIECE_ON_CPU, _PIECE = 1 << 19, 1 << 22
 
 
@@ -86,7 +86,7 @@ class Counter:
 
     def _count(self, tensor: Tensor, *, absolute: bool, center: float, clamp: bool) -> Tensor:
         """Count by bit pattern: first the positive numbers, then the negative ones, from zero outwards."""
-        table = torch.zeros(2 * _MAGNITUDES, dtype=torch.int64, device=self.device)
+        table = None
         for (piece,) in pieces(self._size, tensor):
             key = piece.to(self.device)
             if center != 0:
@@ -97,10 +97,15 @@ class Counter:
             rounded.view(key.shape).copy_(key)
             index.copy_(rounded.view(torch.uint16))
             if self._ones is None:  # on a CPU faster than adding ones; elsewhere it waits for the device
-                table += torch.bincount(index, minlength=len(table))
+                counts = torch.bincount(index, minlength=2 * _MAGNITUDES)
+                table = counts if table is None else table.add_(counts)
             else:
+                table = self._zeros() if table is None else table
                 table.scatter_add_(0, index, self._ones[: key.numel()])
-        return table
+        return self._zeros() if table is None else table
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(2 * _MAGNITUDES, dtype=torch.int64, device=self.device)
 
 
 def _beyond(table: Tensor) -> Tensor:

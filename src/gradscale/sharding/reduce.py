@@ -48,6 +48,13 @@ def sum_in_place(buffer: Tensor, groups: ProcessGroups) -> None:
         torch.distributed.all_reduce(buffer, group=group)
 
 
+def sum_of_all_ranks(numbers: Tensor, groups: ProcessGroups) -> Tensor:
+    """Return numbers summed over all ranks of the process groups, on the device that they are on."""
+    sums = numbers.to(_device_for(groups[0], numbers.device), copy=True)
+    sum_in_place(sums, groups)
+    return sums.to(numbers.device)
+
+
 def sum_over_shards(counts: list[Tensor], shards: list[ProcessGroups], *, largest: int) -> list[Tensor]:
     """Return the counts of whole layers from those of their local parts.
 

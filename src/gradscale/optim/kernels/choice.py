@@ -85,8 +85,8 @@ class StepKernel:
             else:
                 if whole is not None and (strip.grad is None or strip.grad is whole[0].param.grad):
                     member, state = whole
-                    momentum = update.rule.momentum
-                    member.recipes[update] = Recipe.of(prepared, strip, member.param, state, momentum)
+                    moment = next(iter(update.moments), None)
+                    member.recipes[update] = Recipe.of(prepared, strip, member.param, state, moment)
                 return prepared.code.call, prepared.arguments()
         return run_eagerly, (update, strip, constants)
 

@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
         extras: keys of the per-layer tensors of one step alone that the code takes.
         param: dtype and device of the parameter.
         grad: those of its gradient, if the code takes that.
-        moment: where in the state a moment is, and its dtype and device.
+        moment: where in the state a moment is, and its dtype and device; None if there is none.
         flat: where in all tensors those are that the code takes as vectors.
         pick: chooses the arguments from the constants, the parameter, its gradient, the state, the extras and `sizes`.
         sizes: of the tensors, where the code takes them.
@@ -44,13 +44,15 @@ class Recipe(NamedTuple):
     extras: tuple[str, ...]
     param: _Kind
     grad: _Kind | None
-    moment: tuple[int, _Kind]
+    moment: tuple[int, _Kind] | None
     flat: tuple[int, ...]
     pick: itemgetter[Any]
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, prepared: Prepared, strip: Strip, param: Tensor, state: Mapping[str, Any], moment: str) -> Recipe:
+    def of(
+        cls, prepared: Prepared, strip: Strip, param: Tensor, state: Mapping[str, Any], moment: str | None
+    ) -> Recipe:
         """Return the recipe of a call.
 
         Args:
@@ -58,7 +60,7 @@ class Recipe(NamedTuple):
             strip: the strip, which is all of a tensor.
             param: the tensor.
             state: its state.
-            moment: key in it of a moment.
+            moment: key in it of a moment, if there is one.
         """
         keys, extras = list(state), tuple(key for key in strip.per_layer if key not in state)
         place = {"param": 1, "grad": 2, **{key: 3 + at for at, key in enumerate((*keys, *extras))}}
@@ -73,7 +75,7 @@ class Recipe(NamedTuple):
             extras,
             _kind(param),
             None if strip.grad is None else _kind(strip.grad),
-            (keys.index(moment), _kind(state[moment])),
+            None if moment is None else (keys.index(moment), _kind(state[moment])),
             tuple(elements) if prepared.tensors[-1].shape != param.shape else (),
             itemgetter(*[order[at] for at in prepared.code.places]),
             prepared.sizes,
@@ -97,8 +99,7 @@ class Recipe(NamedTuple):
             return None
         if self.grad is not None and (type(grad) is not Tensor or _kind(grad) != self.grad or not grad.is_contiguous()):
             return None
-        at, kind = self.moment
-        if _kind(values[at]) != kind:
+        if self.moment is not None and _kind(values[self.moment[0]]) != self.moment[1]:
             return None
         known = [constants.tensor(self.where), param, grad, *values, *[extras[key] for key in self.extras], *self.sizes]
         for at in self.flat:

@@ -20,6 +20,7 @@ Part = Literal["whole", "accumulate", "apply"]
 COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-bit parameter so far
 
 RELABEL = "relabel"  # key of a tensor of one step alone: whether the layer has just been grouped
+NUMBERS = "step_numbers"  # likewise: the layer's trust ratio, and what the scaler found in all gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class UpdatePass:
         maximize: whether to ascend.
         coupled_decay: whether weight decay enters the gradient.
         moments: keys of the state that the rule keeps.
+        rule_constants: how many of the constants are the rule's. Those after them are the scaler's.
     """
 
     rule: BaseRule
@@ -46,6 +48,7 @@ class UpdatePass:
     maximize: bool
     coupled_decay: bool
     moments: tuple[str, ...]
+    rule_constants: int
 
     def run(self, param: Tensor, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number]) -> None:
         """Change param and state in place.
@@ -60,28 +63,34 @@ class UpdatePass:
         """
         dtype = arithmetic_dtype(param)
         rate, decay, coupled, *rest = constants
+        own: Sequence[Number] = rest[: self.rule_constants]
+        trust_ratio, *numbers = state[NUMBERS].to(dtype).unbind() if NUMBERS in state else (None,)
+        raw = None
         value = param.to(dtype)
         # `to` gives the tensor itself where the dtype is right: then the moments are updated where they are.
         moments = {key: state[key].to(dtype) for key in self.moments}
         if self.part != "apply":
             assert grad is not None
-            grad = grad.to(dtype)
+            grad = raw = grad.to(dtype)
             if self.maximize:
                 grad = -grad
             if self.coupled_decay:
                 grad = grad + value * coupled
-            self.rule.accumulate(grad, moments, rest, self.rule_plan)
+            taken = own if not self.rule.takes_trust_ratio or trust_ratio is None else (*own, trust_ratio)
+            self.rule.accumulate(grad, moments, taken, self.rule_plan)
             for key, tensor in moments.items():
                 if tensor is not state[key]:
                     state[key].copy_(tensor)
         if self.part == "accumulate":
             return
-        update = self.rule.direction(moments, rest, self.rule_plan)
+        update = self.rule.direction(grad, moments, own, self.rule_plan)
         # Of the momentum as it is kept: groupings count that one.
-        momentum = state[self.rule.momentum]
-        if self.scaler is not None and RELABEL in state:
-            self.scaler.relabel(momentum, state, dtype, self.scaler_plan)
-        factor = rate if self.scaler is None else self.scaler.factor(momentum, state, dtype, self.scaler_plan, rate)
+        momentum, factor = state.get(self.rule.momentum), rate
+        if self.scaler is not None:
+            if RELABEL in state and momentum is not None:
+                self.scaler.relabel(momentum, state, dtype, self.scaler_plan)
+            of_scaler = rest[self.rule_constants :]
+            factor = self.scaler.factor(raw, momentum, state, dtype, self.scaler_plan, of_scaler, numbers, rate)
         if COMPENSATION in state:
             _kahan_sum(param, value, _moved(value.clone(), decay, update, factor), state[COMPENSATION])
         elif value is param:
@@ -119,17 +128,19 @@ def update_pass(
     """
     plan = None if scaler is None else scaler.plan(group)
     coupled = group["weight_decay"] != 0 and not rule.decoupled_weight_decay
-    return _the_only(rule, rule.plan(group), scaler, plan, part, group["maximize"], coupled, moments)
+    size = len(rule.constants(group, 1.0)[1])
+    return _the_only(rule, rule.plan(group), scaler, plan, part, group["maximize"], coupled, moments, size)
 
 
-def constants_of(rule: BaseRule, group: Group, step: float, lr: float) -> tuple[float, ...]:
+def constants_of(rule: BaseRule, scaler: Scaler, group: Group, step: float, lr: float) -> tuple[float, ...]:
     """Return the numbers that change from step to step, or by param group.
 
     Returns:
         What the direction is multiplied by; what the parameter is multiplied by; the weight decay that enters the
-        gradient; and those of the rule.
+        gradient; those of the rule; and those of the scaler.
     """
     rate, own = rule.constants(group, step)
+    own = (*own, *scaler.constants(group))
     weight_decay, decoupled = group["weight_decay"], rule.decoupled_weight_decay
     return (lr * rate, 1 - lr * weight_decay if decoupled else 1.0, 0.0 if decoupled else weight_decay, *own)
 

@@ -1,0 +1,139 @@
+"""SGD with momentum, and LARS on it, as base rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscale.bases.adam import Number
+from gradscale.bases.lars import lars_momentum, lars_trust_ratio
+from gradscale.bases.sgd import SGDFactors, sgd_direction, sgd_factors, sgd_momentum
+from gradscale.optim.rule import Group, Plan, Slot
+from gradscale.option_tables import LARS, SGD
+from gradscale.options import Option, OptionError
+
+
+def _buffer(param: Tensor) -> Slot:
+    # As for Adam's moments: float16 has too little range for what sums up.
+    dtype = torch.float32 if param.dtype == torch.float16 else param.dtype
+    return Slot(dtype, param.shape, lowest=-math.inf, may_be_nan=True)
+
+
+@dataclass(frozen=True)
+class SGDRule:
+    """SGD with momentum, dampening and Nesterov's momentum, as `torch.optim.SGD` (weight decay enters the gradient)."""
+
+    decoupled_weight_decay: bool = False
+    momentum: str = "momentum_buffer"
+    takes_trust_ratio: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Those of SGD."""
+        return SGD
+
+    def check(self, group: Group) -> None:
+        """Nesterov's momentum looks ahead along a momentum that is not dampened.
+
+        Raises:
+            OptionError: there is none, or it is.
+        """
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise OptionError(
+                f"nesterov=True needs momentum above 0 and dampening=0, got momentum={group['momentum']} and "
+                f"dampening={group['dampening']}"
+            )
+
+    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
+        """The momentum buffer, if there is momentum."""
+        return {self.momentum: _buffer(param)} if group["momentum"] != 0 else {}
+
+    def plan(self, group: Group) -> Plan:
+        """Whether there is momentum, and whether it looks ahead."""
+        return group["momentum"] != 0, group["nesterov"]
+
+    def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
+        """See `sgd_factors`."""
+        return 1.0, tuple(map(float, sgd_factors(step, momentum=group["momentum"], dampening=group["dampening"])))
+
+    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
+        """There is none."""
+        raise NotImplementedError
+
+    def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
+        """See `sgd_momentum`."""
+        has_momentum, _ = _pair(plan)
+        if has_momentum:
+            sgd_momentum(grad, state[self.momentum], SGDFactors(*constants))
+
+    def direction(
+        self, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan
+    ) -> Tensor:
+        """See `sgd_direction`; without momentum the gradient."""
+        has_momentum, nesterov = _pair(plan)
+        assert grad is not None
+        if not has_momentum:
+            return grad.clone()
+        return sgd_direction(grad, state[self.momentum], SGDFactors(*constants), nesterov=nesterov)
+
+
+@dataclass(frozen=True)
+class LARSRule:
+    """LARS (You et al., arXiv 1708.03888, Algorithm 1), with the learning rate outside of the momentum as in torch."""
+
+    decoupled_weight_decay: bool = False
+    momentum: str = "momentum_buffer"
+    takes_trust_ratio: bool = True
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Those of LARS."""
+        return LARS
+
+    def check(self, group: Group) -> None:
+        """All combinations are allowed."""
+
+    def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
+        """The momentum buffer."""
+        return {self.momentum: _buffer(param)}
+
+    def plan(self, group: Group) -> Plan:
+        """Nothing changes the computation."""
+        return None
+
+    def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
+        """The momentum."""
+        return 1.0, (float(group["momentum"]),)
+
+    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
+        """See `lars_trust_ratio`; 1 for vectors and scalars, as LARS is used on biases and normalization layers."""
+        if len(shape) < 2:
+            return torch.ones_like(grad_squares)
+        return lars_trust_ratio(
+            weight_squares,
+            grad_squares,
+            trust_coefficient=group["trust_coefficient"],
+            weight_decay=group["weight_decay"],
+            eps=0.0,
+        )
+
+    def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
+        """See `lars_momentum`; the trust ratio comes after the momentum in `constants`."""
+        momentum, ratio = constants
+        lars_momentum(grad, state[self.momentum], ratio=ratio, momentum=momentum)
+
+    def direction(
+        self, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan
+    ) -> Tensor:
+        """The momentum buffer."""
+        return state[self.momentum].clone()
+
+
+def _pair(plan: Plan) -> tuple[bool, bool]:
+    assert isinstance(plan, tuple)
+    first, second = plan
+    return bool(first), bool(second)
