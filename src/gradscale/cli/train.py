@@ -13,18 +13,20 @@ from itertools import groupby
 
 from gradscale.training.arguments import TrainArguments
 from gradscale.training.errors import ConfigError
+from gradscale.vision.arguments import StudyArguments
 
 # Of the extra `train`; the optimizers alone need none of them.
 _LIBRARIES = ("transformers", "accelerate", "datasets", "tokenizers", "yaml")
 _DROPPED_AFTER = 0.2  # seconds in which a thread gets to run on a busy machine
 USAGE = "usage: gradscale train CONFIG.yaml [--key value ...]"
+IMAGE_CLASSIFICATION = "image-classification"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the file and the options say and return the exit code: 0, 2 for settings, 130 or 143 for signals."""
     arguments = list(sys.argv[2:] if argv is None else argv)
     if arguments[:1] in (["-h"], ["--help"]) or "--help" in arguments:
-        print(help_text())
+        print(study_help_text() if IMAGE_CLASSIFICATION in arguments else help_text())
         return 0
     try:
         if not arguments:
@@ -43,17 +45,33 @@ def _train(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{', '.join(missing)} not installed: pip install 'gradscale[train]'")
     # Here, not above: --help and a wrong path are answered without loading torch.
     from gradscale.data.source import DataError
+    from gradscale.training.task import read_task
+
+    run = _run_study if read_task(arguments) == IMAGE_CLASSIFICATION else _run_job
+    try:
+        code = run(arguments)
+    except DataError as error:
+        return _refuse(error)
+    _leave_process_group()
+    return code
+
+
+def _run_job(arguments: Sequence[str]) -> int:
     from gradscale.training.settings import read_command
 
     settings = read_command(arguments)
     from gradscale.training.job import run_job
 
-    try:
-        code = run_job(settings)
-    except DataError as error:
-        return _refuse(error)
-    _leave_process_group()
-    return code
+    return run_job(settings)
+
+
+def _run_study(arguments: Sequence[str]) -> int:
+    from gradscale.vision.settings import read_study
+
+    settings = read_study(arguments)
+    from gradscale.vision.study import run_study
+
+    return run_study(settings)
 
 
 def _leave_process_group() -> None:
@@ -81,20 +99,42 @@ def help_text() -> str:
         "on the command line, which wins. Every field of transformers.TrainingArguments is a key (learning_rate,",
         "max_steps, optim, optim_args, eval_strategy, bf16, ...), and these are ours:",
     ]
-    fields = dataclasses.fields(TrainArguments)
-    for group, members in groupby(fields, key=lambda field: field.metadata["group"]):
-        lines += ["", f"{group}:"]
-        for field in members:
-            default = (
-                ""
-                if field.default is None
-                else f" [{str(field.default).lower() if field.default is not True else 'true'}]"
-            )
-            lines.append(f"  {'--' + field.name:<26}{field.metadata['help']}{default}")
+    lines += _key_lines(TrainArguments)
     lines += [
         "",
         "Continue a run with --resume_from_checkpoint last (or a checkpoint folder). Ctrl-C writes a checkpoint and",
         "stops. Lists: --train_files a.txt b.txt; switches: --bf16, --no_plot; mappings: ",
-        "--optim_args '{n_clusters: 2}'.",
+        "--optim_args '{n_clusters: 2}'. A file with task: image-classification has other keys:",
+        "gradscale train --task image-classification --help.",
     ]
     return "\n".join(lines)
+
+
+def study_help_text() -> str:
+    """Return the help of `task: image-classification`."""
+    lines = [
+        USAGE,
+        "",
+        "With task: image-classification, compare optimizers on residual networks: the transformers Trainer runs every",
+        "model x method x seed. Fields of transformers.TrainingArguments are keys (max_steps, eval_steps, ...), and",
+        "these are ours, described in docs/vision.md:",
+        *_key_lines(StudyArguments),
+        "",
+        "Ctrl-C stops orderly; --resume_from_checkpoint last keeps the finished cells and runs the missing ones.",
+    ]
+    return "\n".join(lines)
+
+
+def _key_lines(owner: type[TrainArguments] | type[StudyArguments]) -> list[str]:
+    """Return one line for each key, under the names of their groups."""
+    lines: list[str] = []
+    for group, members in groupby(dataclasses.fields(owner), key=lambda field: field.metadata["group"]):
+        lines += ["", f"{group}:"]
+        for field in members:
+            default = (
+                ""
+                if field.default is None or field.default is dataclasses.MISSING
+                else f" [{str(field.default).lower() if field.default is not True else 'true'}]"
+            )
+            lines.append(f"  {'--' + field.name:<26}{field.metadata['help']}{default}")
+    return lines

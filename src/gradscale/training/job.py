@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from gradscale.training.output_folder import (
     resume_points,
     run_folders,
 )
-from gradscale.training.settings import Settings, training_arguments
+from gradscale.training.settings import Settings, resume_command, training_arguments
 from gradscale.training.summary import format_scales, format_summary
 
 
@@ -136,16 +135,8 @@ def _describe(description: str, blocks: Blocks, block_size: int, vocabulary: int
 
 
 def _how_to_resume(settings: Settings, folder: Path, step: int) -> str:
-    command = ["gradscale", "train"]
-    skipping = False
-    for item in settings.command:
-        if item.startswith("--"):
-            name = item[2:].partition("=")[0].replace("-", "_")
-            skipping = name in ("resume_from_checkpoint", "overwrite_output_dir")
-        if not skipping:
-            command.append(item)
-    command += ["--resume_from_checkpoint", "last"]
-    return f"\nstopped after step {step}; the checkpoint is in {folder}. Continue with:\n  {shlex.join(command)}"
+    command = resume_command(settings.command)
+    return f"\nstopped after step {step}; the checkpoint is in {folder}. Continue with:\n  {command}"
 
 
 def _plot(output_dir: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,7 +15,10 @@ from gradscale.training.arguments import DATA_DETAILS, DATA_SOURCES, MODEL_SOURC
 from gradscale.training.command_line import ORIGIN, split_command_line
 from gradscale.training.convert import convert, members
 from gradscale.training.errors import ConfigError
+from gradscale.training.task import TASK
 from gradscale.training.yaml_file import Setting, read_settings
+
+FieldTypes = dict[str, tuple[dataclasses.Field[Any], Any]]
 
 
 @dataclass(frozen=True)
@@ -54,29 +58,52 @@ def read_command(arguments: Sequence[str]) -> Settings:
     """
     config, from_command_line = split_command_line(arguments)
     from_file = read_settings(config)  # before transformers loads: a wrong path is answered at once
-    types = _field_types()
-    merged = _merge(from_file, from_command_line, types)
-    values = {name: convert(name, setting, *types[name]) for name, setting in merged.items()}
-    ours = {field.name for field in dataclasses.fields(TrainArguments)}
-    train = TrainArguments(**{name: value for name, value in values.items() if name in ours})
-    trainer = {**_defaults(config), **{name: value for name, value in values.items() if name not in ours}}
+    for given in (from_file, from_command_line):
+        given.pop(TASK, None)  # it led here
+    types = field_types(TrainArguments)
+    ours, trainer, resume = typed_values(config, _merge(from_file, from_command_line, types), types, TrainArguments)
+    settings = Settings(Path(config), tuple(arguments), TrainArguments(**ours), trainer, resume)
+    _check_comparison(settings, types)
+    return settings
+
+
+def typed_values(
+    config: str, settings: Mapping[str, Setting], types: FieldTypes, owner: type[Any]
+) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+    """Convert settings and check their ranges.
+
+    Args:
+        config: path of the YAML file, after which the default `output_dir` is called.
+        settings: the settings by key, all of them known.
+        types: the `field_types` of `owner`.
+        owner: the dataclass of our own keys.
+
+    Returns:
+        The values of `owner`'s fields, the keyword arguments of `TrainingArguments` with our defaults filled in, and
+        `resume_from_checkpoint`: None, "last", or a folder.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+    values = {name: convert(name, setting, *types[name]) for name, setting in settings.items()}
+    names = {field.name for field in dataclasses.fields(owner)}
+    ours = {name: value for name, value in values.items() if name in names}
+    trainer = {**_defaults(config), **{name: value for name, value in values.items() if name not in names}}
     resume = trainer.pop("resume_from_checkpoint", None)
     # A null in the file leaves the default in place.
     trainer = {name: value for name, value in trainer.items() if value is not None}
     _check_ranges(trainer)
     if isinstance(trainer.get("optim_args"), dict):
-        trainer["optim_args"] = _optim_args(trainer["optim_args"])
-    settings = Settings(Path(config), tuple(arguments), train, trainer, _resume(resume))
-    _check_comparison(settings, types)
-    return settings
+        trainer["optim_args"] = optim_args_text(trainer["optim_args"])
+    return ours, trainer, _resume(resume)
 
 
-def _field_types() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    """Return the dataclass field and the type of every key."""
+def field_types(ours: type[Any]) -> FieldTypes:
+    """Return the dataclass field and the type of every key: the fields of `TrainingArguments` and of `ours`."""
     from transformers import TrainingArguments
 
-    types: dict[str, tuple[dataclasses.Field[Any], Any]] = {}
-    for owner in (TrainingArguments, TrainArguments):  # ours last: some names were the Trainer's in old versions
+    types: FieldTypes = {}
+    for owner in (TrainingArguments, ours):  # ours last: some names were the Trainer's in old versions
         hints = get_type_hints(owner)
         types |= {field.name: (field, hints[field.name]) for field in dataclasses.fields(owner) if field.init}
     for name, more in (("optim_args", dict[str, Any]), ("resume_from_checkpoint", bool)):
@@ -85,19 +112,34 @@ def _field_types() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     return types
 
 
-def _merge(
-    from_file: Mapping[str, Setting], from_command_line: Mapping[str, Setting], types: Mapping[str, Any]
-) -> dict[str, Setting]:
-    """Check the names and let the command line win over the file, a source of data or of the model as a whole."""
-    given = {name: setting for name, setting in from_command_line.items()}
+def with_switches(from_command_line: Mapping[str, Setting], types: FieldTypes) -> dict[str, Setting]:
+    """Return the settings of the command line with `--no_flag` as `flag: false`."""
+    given = dict(from_command_line)
     for name, setting in from_command_line.items():
         positive = name.removeprefix("no_")
         if name not in types and positive in types and bool in members(types[positive][1]) and setting.value is True:
             given[positive] = Setting("false", ORIGIN)
             del given[name]
-    for name, setting in (*from_file.items(), *given.items()):
+    return given
+
+
+def check_names(settings: Iterable[tuple[str, Setting]], types: FieldTypes) -> None:
+    """Refuse keys that do not exist.
+
+    Raises:
+        ConfigError: the first of them, with where it stands.
+    """
+    for name, setting in settings:
         if name not in types:
-            raise ConfigError(f"{setting.origin}: unknown key {name!r}{nearest(name, types)}")
+            raise ConfigError(f"{setting.origin}: unknown key {name!r}{nearest(name, [*types, TASK])}")
+
+
+def _merge(
+    from_file: Mapping[str, Setting], from_command_line: Mapping[str, Setting], types: FieldTypes
+) -> dict[str, Setting]:
+    """Check the names and let the command line win over the file, a source of data or of the model as a whole."""
+    given = with_switches(from_command_line, types)
+    check_names([*from_file.items(), *given.items()], types)
     kept = dict(from_file)
     for sources in (MODEL_SOURCES, DATA_SOURCES):
         if any(name in given for name in sources):
@@ -145,7 +187,7 @@ def _check_ranges(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(f"num_train_epochs={trainer['num_train_epochs']} is not allowed: expected a number above 0")
 
 
-def _optim_args(values: Mapping[str, Any]) -> str:
+def optim_args_text(values: Mapping[str, Any]) -> str:
     """Return a mapping as the text that `TrainingArguments.optim_args` takes."""
 
     def text(value: Any) -> str:
@@ -160,6 +202,19 @@ def _resume(value: Any) -> str | None:
     if value is None or value is False or str(value).lower() in ("false", "no", ""):
         return None
     return "last" if value is True or str(value).lower() in ("true", "yes", "last") else str(value)
+
+
+def resume_command(arguments: Sequence[str]) -> str:
+    """Return the command line that continues what `gradscale train` with these arguments began."""
+    command = ["gradscale", "train"]
+    skipping = False
+    for item in arguments:
+        if item.startswith("--"):
+            name = item[2:].partition("=")[0].replace("-", "_")
+            skipping = name in ("resume_from_checkpoint", "overwrite_output_dir")
+        if not skipping:
+            command.append(item)
+    return shlex.join([*command, "--resume_from_checkpoint", "last"])
 
 
 def _check_comparison(settings: Settings, types: Mapping[str, Any]) -> None:
@@ -183,18 +238,27 @@ def training_arguments(settings: Settings, optim: str, output_dir: Path) -> Any:
     Raises:
         ConfigError: transformers, or the optimizer's options, refuse a value.
     """
-    from transformers import TrainingArguments
-
     values = {**settings.trainer, "optim": optim, "output_dir": str(output_dir)}
     if optim != settings.trainer["optim"]:
         values.pop("optim_args", None)
         values.pop("optim_target_modules", None)
+    return make_training_arguments(settings.config, values)
+
+
+def make_training_arguments(config: Path, values: Mapping[str, Any]) -> Any:
+    """Return `TrainingArguments(**values)`.
+
+    Raises:
+        ConfigError: transformers, or the optimizer's options, refuse a value.
+    """
+    from transformers import TrainingArguments
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
-        raise ConfigError(f"{settings.config}: {error}") from error
+        raise ConfigError(f"{config}: {error}") from error
     _check_trackers(arguments.report_to)
     return arguments
 

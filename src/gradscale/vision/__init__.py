@@ -1,0 +1,1 @@
+"""Image classification for `gradscale train`: residual networks, images, and studies that compare optimizers."""
