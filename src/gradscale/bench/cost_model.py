@@ -47,8 +47,12 @@ class Layout:
 
     @property
     def grouping(self) -> int:
-        """Bytes per parameter that a grouping moves at least: m read and counted; m read and the label written."""
-        return self.moment + (self.moment + self.label if self.label else 0)
+        """Bytes per parameter that a step moves more at least when it groups.
+
+        m is read and counted; m and v are read again, because the parameter moves in a pass of its own, which also
+        writes the label.
+        """
+        return self.moment + 2 * self.moment + self.label
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,10 @@ class AdamRule:
     def check(self, group: Group) -> None:
         """All combinations are allowed."""
 
-    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
-        """There is none."""
+    def trust_ratios(
+        self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
+    ) -> Tensor:
+        """There are none."""
         raise NotImplementedError
 
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:

@@ -69,8 +69,12 @@ class DGSScaler:
                     "it importance is today's gradient alone)"
                 )
         if group["form"] in ("importance", "full") and self._eps(group) == 0:
-            name = "importance_eps" if self.on_adam else "eps"
-            raise OptionError(f"{name}=0 is not allowed with form={group['form']!r}: where there is no gradient, 1 / 0")
+            inherits = self.on_adam and group["importance_eps"] is None
+            name = "importance_eps" if self.on_adam and not inherits else "eps"
+            hint = "; importance_eps above 0 allows it" if inherits else ""
+            raise OptionError(
+                f"{name}=0 is not allowed with form={group['form']!r}: where there is no gradient, 1 / 0{hint}"
+            )
         low, high = group["factor_bounds"]
         if not low <= 1 <= high:
             raise OptionError(f"factor_bounds={(low, high)} is not allowed: expected 1 between the two")
@@ -83,10 +87,13 @@ class DGSScaler:
         """The running importance of each element, if that is asked for, and what a layer's needs besides."""
         if group["importance_decay"] == 0:
             return {}
-        rows = [] if layers is None else [layers]
+        history = torch.Size([_HISTORY] if layers is None else [layers, _HISTORY])
+        if shape == history:
+            # By its shape the rest of the optimizer, and engines, would take it for a number per element.
+            history = torch.Size([1, *history])
         return {
             IMPORTANCE: Slot(torch.float32, shape, lowest=0.0, may_be_nan=True),
-            HISTORY: Slot(torch.float32, torch.Size([*rows, _HISTORY]), lowest=0.0, may_be_nan=True),
+            HISTORY: Slot(torch.float32, history, lowest=0.0, may_be_nan=True),
         }
 
     def due(self, clock: int, group: Group) -> bool:
@@ -139,8 +146,10 @@ class DGSScaler:
         """G, M, W and how much the past weighs, with the running means moved on.
 
         The sum over a layer of its running mean is kept as a number, and not summed anew: it follows the same rule.
+        A layer without a gradient has a `numel` of 0. It counts nothing, and its running mean stays what it was.
         """
-        mean = sums / numel
+        here = numel > 0
+        mean = sums / numel.clamp(min=1)
         if histories is None:
             numbers = self.numbers_of_all((gammas * sums).sum(), groups)
             numbers[:, 1] = mean
@@ -154,10 +163,12 @@ class DGSScaler:
         of_model = (sums.sum() / numel.sum()).expand_as(level)
         keep = torch.where(spikes(of_model, level, level_weight, threshold) | (every > 0), kept, torch.ones_like(kept))
         # Where decay is 0, W becomes 1 and the running mean today's.
-        weight = cast(Tensor, take_weight(weight, cast(Number, decay), keep))
-        running = decay * keep * running + (1 - decay) * mean
+        new_weight = cast(Tensor, take_weight(weight, cast(Number, decay), keep))
+        new_running = decay * keep * running + (1 - decay) * mean
+        weight, running = torch.where(here, new_weight, weight), torch.where(here, new_running, running)
         level, level_weight = take_level(of_model, level, level_weight, threshold)
-        numbers = self.numbers_of_all((gammas * numel * running / weight).sum(), groups)
+        total = torch.where(here, gammas * numel * running / weight, 0.0).sum()
+        numbers = self.numbers_of_all(total, groups)
         numbers[:, 1:] = torch.stack([running / weight, weight, keep], dim=1)
         return numbers, torch.stack([weight, running, level, level_weight], dim=1)
 

@@ -26,7 +26,7 @@ def rows_of(member: Member, state: Mapping[str, Any], slots: Mapping[str, Slot])
     """Return the per-layer state of a tensor as numbers, by layer and key."""
     keys = [key for key in per_layer_keys(member, slots) if key in state]
     return {
-        segment.name: {key: (state[key][row] if member.view.flat else state[key]).tolist() for key in keys}
+        segment.name: {key: (state[key][row] if member.view.flat else state[key].flatten()).tolist() for key in keys}
         for row, segment in enumerate(member.scaled)
     }
 
@@ -47,7 +47,7 @@ def with_rows(state: State, member: Member, slots: Mapping[str, Slot], rows: Any
             raise ValueError(
                 f"the loaded {key} of {member.scaled[0].name} are damaged: {error}. Nothing was loaded."
             ) from None
-        taken[key] = values if member.view.flat else values[0]
+        taken[key] = values if member.view.flat else values[0].view(slots[key].shape)
     return {**state, **taken}
 
 

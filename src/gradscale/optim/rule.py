@@ -124,8 +124,17 @@ class BaseRule(Hashable, Protocol):
             plan: see `plan`.
         """
 
-    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
-        """Return the trust ratio of a layer from the sums of squares of its weights and its gradient, on all ranks."""
+    def trust_ratios(
+        self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
+    ) -> Tensor:
+        """Return the trust ratios of L layers, float64 `[L]`.
+
+        Args:
+            weight_squares: float64 `[L]`, sum of squares over each layer, on all ranks.
+            grad_squares: likewise of its gradient.
+            shapes: of the layers.
+            groups: their param groups.
+        """
 
 
 class Scaler(Hashable, Protocol):

@@ -60,8 +60,10 @@ class SGDRule:
         """See `sgd_factors`."""
         return 1.0, tuple(map(float, sgd_factors(step, momentum=group["momentum"], dampening=group["dampening"])))
 
-    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
-        """There is none."""
+    def trust_ratios(
+        self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
+    ) -> Tensor:
+        """There are none."""
         raise NotImplementedError
 
     def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
@@ -109,17 +111,17 @@ class LARSRule:
         """The momentum."""
         return 1.0, (float(group["momentum"]),)
 
-    def trust_ratio(self, weight_squares: Tensor, grad_squares: Tensor, shape: torch.Size, group: Group) -> Tensor:
+    def trust_ratios(
+        self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
+    ) -> Tensor:
         """See `lars_trust_ratio`; 1 for vectors and scalars, as LARS is used on biases and normalization layers."""
-        if len(shape) < 2:
-            return torch.ones_like(grad_squares)
-        return lars_trust_ratio(
-            weight_squares,
-            grad_squares,
-            trust_coefficient=group["trust_coefficient"],
-            weight_decay=group["weight_decay"],
-            eps=0.0,
+        numbers = [(g["trust_coefficient"], g["weight_decay"], len(s)) for g, s in zip(groups, shapes, strict=True)]
+        columns = torch.tensor(numbers, dtype=torch.float64).to(grad_squares.device, non_blocking=True)
+        coefficient, weight_decay, dimensions = columns.unbind(1)
+        ratios = lars_trust_ratio(
+            weight_squares, grad_squares, trust_coefficient=coefficient, weight_decay=weight_decay, eps=0.0
         )
+        return torch.where(dimensions < 2, 1.0, ratios)
 
     def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
         """See `lars_momentum`; the trust ratio comes after the momentum in `constants`."""

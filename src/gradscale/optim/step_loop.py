@@ -64,7 +64,9 @@ class StepLoop(UniversalLoading):
             for member, step in zip(updates, steps, strict=True)
         ]
         numbers = (
-            StepNumbers(together, self.base, self.scaler) if reads_gradients(together, self.base, self.scaler) else None
+            StepNumbers(together, self.base, self.scaler, self._kernel)
+            if reads_gradients(together, self.base, self.scaler)
+            else None
         )
         runs = self._prepared(
             turns, "accumulate" if groups_now else "whole", None if numbers is None else numbers.extras

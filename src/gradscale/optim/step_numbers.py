@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.kernels.update_pass import NUMBERS
 from gradscale.optim.members import Member, local_state
 from gradscale.optim.rule import BaseRule, Scaler, State, arithmetic_dtype
-from gradscale.scalers.dgs import sum_of_importance, sum_of_squares
+from gradscale.scalers.dgs import sum_of_squares
 from gradscale.sharding.dtensor import local_part
 from gradscale.sharding.reduce import sharded_alike, sum_of_all_ranks
 from gradscale.sharding.view import Segment
@@ -32,18 +33,19 @@ class StepNumbers:
         extras: what `prepare_passes` takes.
     """
 
-    def __init__(self, members: Sequence[Member], base: BaseRule, scaler: Scaler) -> None:
+    def __init__(self, members: Sequence[Member], base: BaseRule, scaler: Scaler, kernel: StepKernel) -> None:
         """Make room for the numbers of all layers.
 
         Args:
             members: all members of the training step, the same on every rank, and also those without gradients.
             base: the base rule.
             scaler: the scaler, which takes every layer.
+            kernel: how sums run.
         """
-        self._base, self._scaler = base, scaler
-        self._layers: list[tuple[Member, int, Segment]] = [
-            (member, row, segment) for member in members for row, segment in enumerate(member.scaled)
-        ]
+        self._base, self._scaler, self._kernel = base, scaler, kernel
+        layers = [(member, row, segment) for member in members for row, segment in enumerate(member.scaled)]
+        # Meta tensors have nothing to sum.
+        self._layers: list[tuple[Member, int, Segment]] = [one for one in layers if not one[0].param.is_meta]
         groups = {id(member.group): member.group for member in members}
         kinds = {scaler.reads_gradients(group) for group in groups.values()}
         self._by_layer = base.takes_trust_ratio or "by layer" in kinds
@@ -55,7 +57,11 @@ class StepNumbers:
             (indices, torch.empty(len(indices), 5, device=device, dtype=dtype))
             for (device, dtype), indices in alike.items()
         ]
-        self.extras = {}
+        self.extras = {
+            (id(member.param), row): {NUMBERS: torch.empty(5, device="meta")}
+            for member, row, _ in layers
+            if member.param.is_meta
+        }
         for indices, table in self._tables:
             for index, numbers in zip(indices, table.unbind(), strict=True):
                 member, row, _ = self._layers[index]
@@ -68,6 +74,8 @@ class StepNumbers:
             states: the optimizer's state.
             clock: the training step, from 1.
         """
+        if not self._layers:
+            return
         groups = [member.group for member, _, _ in self._layers]
         sums = self._sums()
         device = sums.device
@@ -83,21 +91,21 @@ class StepNumbers:
                 total = total + sum_of_all_ranks((gammas * sums[:, 0])[members].sum(), process_groups)
             self._write(torch.ones_like(numel), self._scaler.numbers_of_all(total, groups))
             return
+        here = torch.tensor([float(member.param.grad is not None) for member, _, _ in self._layers], dtype=sums.dtype)
+        sums = torch.cat([sums, here.to(device)[:, None]], dim=1)
         for process_groups, members in sharded_alike(shards):
             sums[members] = sum_of_all_ranks(sums[members], process_groups)
+        # What no rank has a gradient of takes no part, as its state does not change either.
+        taking_part = numel * (sums[:, -1] > 0)
         histories, where = self._histories(states, device)
-        numbers, moved = self._scaler.numbers_by_layer(sums[:, 0], numel, gammas, histories, groups, clock)
+        numbers, moved = self._scaler.numbers_by_layer(sums[:, 0], taking_part, gammas, histories, groups, clock)
         for index, history in where:
             assert moved is not None
             history.copy_(moved[index])
         ratios = torch.ones_like(numel)
         if self._base.takes_trust_ratio:
-            ratios = torch.stack(
-                [
-                    self._base.trust_ratio(sums[index, 1], sums[index, 2], segment.shape, group)
-                    for index, ((_, _, segment), group) in enumerate(zip(self._layers, groups, strict=True))
-                ]
-            )
+            shapes = [segment.shape for _, _, segment in self._layers]
+            ratios = self._base.trust_ratios(sums[:, 1], sums[:, 2], shapes, groups)
         self._write(ratios, numbers)
 
     def _sums(self) -> Tensor:
@@ -108,10 +116,11 @@ class StepNumbers:
             place = slice(segment.start, segment.start + segment.length)
             grad = None if grad is None else local_part(grad)[place] if member.view.flat else local_part(grad)
             weight = param[place] if member.view.flat else param
-            zero = torch.zeros((), dtype=torch.float64, device=param.device)
-            row = [zero if grad is None else sum_of_importance(grad)]
-            if self._base.takes_trust_ratio:
-                row += [sum_of_squares(weight), zero if grad is None else sum_of_squares(grad)]
+            if grad is None or grad.numel() == 0:
+                zero = torch.zeros((), dtype=torch.float64, device=param.device)
+                row = [zero, sum_of_squares(weight), zero] if self._base.takes_trust_ratio else [zero]
+            else:
+                row = self._kernel.sums([grad, weight] if self._base.takes_trust_ratio else [grad])
             rows.append(torch.stack(row))
         first = rows[0].device
         return torch.stack([row.to(first) for row in rows])
@@ -125,7 +134,7 @@ class StepNumbers:
             state = states.get(member.param)
             if state and self._scaler.history is not None and self._scaler.history in state:
                 history = local_state(state)[self._scaler.history]
-                where.append((index, history[row] if member.view.flat else history))
+                where.append((index, history[row] if member.view.flat else history.view(-1)))
         if not where:
             return None, []
         width = len(where[0][1])

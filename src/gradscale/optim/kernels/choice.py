@@ -14,6 +14,7 @@ from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.kernels.eager import run_eagerly
 from gradscale.optim.kernels.recipe import Recipe
 from gradscale.optim.kernels.strips import Strip
+from gradscale.optim.kernels.sums import sums_compiled, sums_eagerly
 from gradscale.optim.kernels.update_pass import UpdatePass
 from gradscale.optim.members import Member
 from gradscale.optim.rule import State
@@ -77,7 +78,7 @@ class StepKernel:
         Raises:
             KernelUnavailableError: kernel="compiled", and no compiler works here.
         """
-        if strip.contiguous and self._is_compiled(strip):
+        if strip.contiguous and self._compiles(strip.param, strip.grad):
             try:
                 prepared = prepare(update, strip, constants)
             except KernelUnavailableError as error:
@@ -89,6 +90,10 @@ class StepKernel:
                     member.recipes[update] = Recipe.of(prepared, strip, member.param, state, moment)
                 return prepared.code.call, prepared.arguments()
         return run_eagerly, (update, strip, constants)
+
+    def sums(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return sums over a gradient, see `sums_eagerly`."""
+        return sums_compiled(tensors) if self._compiles(tensors[0], None) else sums_eagerly(tensors)
 
     def _fall_back(self, error: KernelUnavailableError) -> None:
         if self.choice == "compiled":
@@ -103,11 +108,10 @@ class StepKernel:
             stacklevel=9,
         )
 
-    def _is_compiled(self, strip: Strip) -> bool:
-        param = strip.param
+    def _compiles(self, param: Tensor, grad: Tensor | None) -> bool:
         if self._unavailable or self.choice == "eager" or not (self._large or self.choice == "compiled"):
             return False
-        if is_traceable_wrapper_subclass(param) or is_traceable_wrapper_subclass(strip.grad):
+        if is_traceable_wrapper_subclass(param) or is_traceable_wrapper_subclass(grad):
             return False  # generated code reads memory, and theirs is not where a tensor of their shape has it
         if param.is_cpu:
             return True

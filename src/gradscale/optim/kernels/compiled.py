@@ -151,7 +151,7 @@ def _compile(
 
     try:
         with _announced():
-            torch.compile(function, backend=_recording(seen), dynamic=True, fullgraph=True)(*probes)
+            torch.compile(function, backend=recording(seen), dynamic=True, fullgraph=True)(*probes)
     except Exception as error:  # whatever goes wrong in a compiler, its driver or the search for it
         cause = getattr(error, "inner_exception", error)
         raise KernelUnavailableError(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}") from error
@@ -170,7 +170,7 @@ def _compile(
     return code
 
 
-def _recording(seen: dict[str, Any]) -> Callable[..., Any]:
+def recording(seen: dict[str, Any]) -> Callable[..., Any]:
     """Return torch.compile's own backend, but that it enters what it calls at the first call, and with what."""
     inductor: Any = importlib.import_module("torch._inductor.compile_fx")  # untyped, and slow to import
     functorch: Any = importlib.import_module("torch._functorch.config")
