@@ -1,14 +1,18 @@
 """Bad input: an error that names the option, the value and what is allowed, and nothing half-changed."""
 
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
+from gradscale.optim.dgs import DGSLARS, DGSSGD, DGSAdam, DGSAdamW
+from gradscale.optim.sgg_adam import SGGAdamW
 from gradscale.options import OptionError
+from tests.optim.kinds import DGSS, EVERY, SGGS
 
-BAD_OPTIONS = [
+BAD_OPTIONS_OF_SGG = [
     *[("lr", value) for value in (-1e-3, math.nan, math.inf, "0.1", None, True)],
     *[("betas", value) for value in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, math.nan), (0.9,), 0.9, "x", None)],
     *[("betas", value) for value in ((0.9, "0.99"), (0.9, 0.99, 0.999))],
@@ -27,23 +31,91 @@ BAD_OPTIONS = [
     *[("total_steps", value) for value in (0, -1, 1.5, "auto", True)],
     ("scaled", "yes"),
 ]
+BAD_OPTIONS_OF_DGS = [
+    *[("lr", value) for value in (-1e-3, math.nan, None)],
+    *[("weight_decay", value) for value in (-0.1, math.inf, "0.1")],
+    *[("eps", value) for value in (-1e-8, math.nan, math.inf, "1e-8", None)],
+    *[("form", value) for value in ("Full", "equations", "", None, 1)],
+    *[("beta", value) for value in (0.0, -1.0, math.nan, math.inf, "1", None, True)],
+    *[("sigma", value) for value in (0.0, -1e-3, math.nan, math.inf, None)],
+    *[("gamma", value) for value in (-0.1, math.nan, math.inf, "1", True)],
+    *[("importance_decay", value) for value in (1.0, -0.1, math.nan, "0.9", None)],
+    *[("reset", value) for value in ("Soft", "none", None, True)],
+    *[("reset_decay", value) for value in (0.0, 1.0, -0.1, math.nan, None)],
+    *[("reset_every", value) for value in (0, -3, 2.0, "3", True)],
+    *[("reset_spike", value) for value in (1.0, 0.5, -2, math.inf, math.nan, "3")],
+    *[("factor_bounds", value) for value in ((0.0, 10.0), (10, 0.1), (0.1, math.inf), (0.1,), 0.1, "0.1,10", None)],
+    *[("maximize", value) for value in (0, "no", None)],
+    *[("kahan_sum", value) for value in (1, None)],
+    *[("total_steps", value) for value in (0, 1.5)],
+    ("scaled", "yes"),
+]
+OF_MOMENTUM = [("momentum", value) for value in (-0.1, 1.0, math.nan, "0.9", None)]
+BAD_OPTIONS = [
+    *((partial(SGGAdamW, recluster_interval=3), *bad) for bad in BAD_OPTIONS_OF_SGG),
+    *((DGSSGD, *bad) for bad in BAD_OPTIONS_OF_DGS + OF_MOMENTUM),
+    *((DGSSGD, "dampening", value) for value in (-0.1, 1.5, None)),
+    *((DGSSGD, "nesterov", value) for value in (1, None)),
+    *((DGSLARS, *bad) for bad in OF_MOMENTUM),
+    *((DGSLARS, "trust_coefficient", value) for value in (0.0, -1e-3, math.nan, None)),
+    *((DGSAdamW, "importance_eps", value) for value in (-1e-8, math.nan, math.inf, "1e-8")),
+    *((DGSAdamW, "betas", value) for value in ((1.0, 0.9), (0.9,), None)),
+    *((DGSAdam, "moments_dtype", value) for value in ("fp16", None)),
+]
 
 
 def param():
     return torch.nn.Parameter(torch.randn(4, 4))
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_OPTIONS, ids=lambda item: repr(item))
-def test_option_is_refused(name, value):
+@pytest.mark.parametrize(
+    ("make", "name", "value"), BAD_OPTIONS, ids=lambda item: getattr(item, "__name__", None) or repr(item)
+)
+def test_option_is_refused(make, name, value):
     if name != "scaled":
         with pytest.raises(OptionError, match=rf"{name}=.*is not allowed: expected"):
-            SGGAdamW([param()], **{"recluster_interval": 3, name: value})
+            make([param()], **{name: value})
     with pytest.raises(OptionError, match=rf"{name}=.*is not allowed: expected"):
-        SGGAdamW([{"params": [param()], name: value}], recluster_interval=3)
-    optimizer = SGGAdamW([param()], recluster_interval=3)
+        make([{"params": [param()], name: value}])
+    optimizer = make([param()])
+    before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(OptionError, match=rf"{name}=.*is not allowed: expected"):
         optimizer.add_param_group({"params": [param()], name: value})
+    assert optimizer.state_dict() == before
+
+
+CONTRADICTIONS = [
+    (DGSSGD, {"nesterov": True}, r"nesterov=True needs momentum above 0 and dampening=0, got momentum=0.0"),
+    (DGSSGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, r"nesterov=True needs .* dampening=0.1"),
+    *((cls, {"reset_every": 5}, r"reset_every=5 needs .*importance_decay above 0") for cls in DGSS),
+    *((cls, {"reset_spike": 3.0}, r"reset_spike=3.0 needs .*importance_decay above 0") for cls in DGSS),
+    *((cls, {"factor_bounds": (0.1, 0.9)}, r"factor_bounds=\(0.1, 0.9\) .*expected 1 between the two") for cls in DGSS),
+    (DGSLARS, {"factor_bounds": (1.5, 3)}, r"factor_bounds=\(1.5, 3.0\) .*expected 1 between the two"),
+    (DGSSGD, {"eps": 0.0}, r"^eps=0 is not allowed with form='full'"),
+    (DGSLARS, {"eps": 0, "form": "importance"}, r"^eps=0 is not allowed with form='importance'"),
+    (DGSAdamW, {"eps": 0.0}, r"^eps=0 is not allowed with form='full'.*importance_eps above 0 allows it"),
+    (DGSAdam, {"importance_eps": 0.0}, r"^importance_eps=0 is not allowed with form='full'"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), CONTRADICTIONS)
+def test_options_that_contradict_each_other_are_refused(cls, options, message):
+    with pytest.raises(OptionError, match=message):
+        cls([param()], **options)
+    with pytest.raises(OptionError, match=message):
+        cls([{"params": [param()], **options}])
+    optimizer = cls([param()])
+    with pytest.raises(OptionError, match=message):
+        optimizer.add_param_group({"params": [param()], **options})
     assert len(optimizer.param_groups) == 1
+
+
+def test_what_looks_like_a_contradiction_and_is_none():
+    DGSSGD([param()], eps=0.0, form="normalized", factor_bounds=(1, 1))
+    DGSLARS([param()], eps=0.0, form="equation")
+    DGSAdamW([param()], eps=0.0, importance_eps=1e-8)
+    DGSAdam([param()], importance_eps=0.0, form="normalized")
+    DGSAdam([param()], importance_decay=0.5, reset_every=1, reset_spike=1.5)
 
 
 def test_the_message_names_option_value_and_what_is_allowed():
@@ -58,11 +130,12 @@ def test_fraction_without_a_run_length():
 
 
 @pytest.mark.parametrize("switch", ["foreach", "fused", "capturable", "differentiable"])
-def test_torchs_switches_may_be_off_only(switch):
-    SGGAdamW([param()], **{switch: False})
-    SGGAdam([param()], **{switch: None})
+@pytest.mark.parametrize("name", EVERY)
+def test_torchs_switches_may_be_off_only(name, switch):
+    EVERY[name]([param()], **{switch: False})
+    EVERY[name]([param()], **{switch: None})
     with pytest.raises(OptionError, match=f"{switch}=True is not allowed: expected None or False"):
-        SGGAdamW([param()], **{switch: True})
+        EVERY[name]([param()], **{switch: True})
 
 
 def test_messages_contain_torchs_own_words():
@@ -73,8 +146,11 @@ def test_messages_contain_torchs_own_words():
         ("eps", -1.0, "Invalid epsilon value: -1.0"),
         ("weight_decay", -1, "Invalid weight_decay value: -1"),
     ]:
-        with pytest.raises(ValueError, match=words):
-            SGGAdamW([param()], **{name: value})
+        for cls in (SGGAdamW, DGSAdamW):
+            with pytest.raises(ValueError, match=words):
+                cls([param()], **{name: value})
+    with pytest.raises(ValueError, match="Invalid momentum value: -1"):
+        DGSSGD([param()], momentum=-1)
 
 
 def test_numpy_scalars_are_taken_and_kept_as_python_numbers():
@@ -105,25 +181,46 @@ def test_numpy_scalars_are_taken_and_kept_as_python_numbers():
             SGGAdamW([param()], **{name: value})
 
 
+def test_numpy_scalars_become_python_numbers_for_dgs_too():
+    import numpy as np
+
+    options = {
+        "sigma": np.float32(0.5),
+        "gamma": np.float64(0.25),
+        "importance_decay": np.float32(0.5),
+        "reset_every": np.int64(3),
+        "reset_spike": np.float32(3.0),
+        "factor_bounds": (np.float32(0.5), np.int32(2)),
+        "nesterov": np.bool_(True),
+        "momentum": np.float64(0.9),
+    }
+    group = DGSSGD([param()], **options).param_groups[0]
+    for name in options:
+        value = group[name]
+        assert all(type(item) in (int, float, bool) for item in (value if isinstance(value, tuple) else (value,))), name
+
+
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
-def test_parameters_of_other_dtypes_are_refused(dtype):
+def test_parameters_of_other_dtypes_are_refused(name, dtype):
     tensor = torch.ones(3, 3).to(dtype)
-    with pytest.raises(ValueError, match="does not support parameters in"):
-        SGGAdamW([param(), tensor])
+    with pytest.raises(ValueError, match=f"{name} does not support parameters in"):
+        EVERY[name]([param(), tensor])
 
 
-def test_module_has_to_be_one():
+@pytest.mark.parametrize("name", EVERY)
+def test_module_has_to_be_one(name):
     with pytest.raises(OptionError, match="module='model' is not allowed"):
-        SGGAdamW([param()], module="model")
+        EVERY[name]([param()], module="model")
 
 
-def test_unknown_keyword_is_a_type_error_as_in_torch():
-    for cls in (SGGAdamW, SGGAdam):
-        with pytest.raises(TypeError, match="n_cluster"):
-            cls([param()], n_cluster=3)
+@pytest.mark.parametrize("cls", [*SGGS, *DGSS])
+def test_unknown_keyword_is_a_type_error_as_in_torch(cls):
+    with pytest.raises(TypeError, match="n_cluster"):
+        cls([param()], n_cluster=3)
 
 
-@pytest.mark.parametrize("cls", [SGGAdamW, SGGAdam])
+@pytest.mark.parametrize("cls", [*SGGS, *DGSS])
 def test_parameters_that_torch_refuses(cls):
     with pytest.raises(TypeError):
         cls(param())
@@ -146,18 +243,20 @@ def test_parameters_that_torch_refuses(cls):
         cls([param()], lr=torch.tensor(-1.0))
 
 
-def test_complex_parameters_are_refused():
+@pytest.mark.parametrize("name", EVERY)
+def test_complex_parameters_are_refused(name):
     with pytest.raises(ValueError, match="does not support complex parameters.*view_as_real"):
-        SGGAdamW([torch.nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))])
-    optimizer = SGGAdamW([param()])
+        EVERY[name]([torch.nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))])
+    optimizer = EVERY[name]([param()])
     with pytest.raises(ValueError, match="complex"):
         optimizer.add_param_group({"params": torch.nn.Parameter(torch.randn(3, dtype=torch.complex128))})
     assert len(optimizer.param_groups) == 1
 
 
-def test_sparse_gradients_are_refused_before_anything_changes():
+@pytest.mark.parametrize("name", EVERY)
+def test_sparse_gradients_are_refused_before_anything_changes(name):
     dense, embedding = param(), torch.nn.Embedding(5, 3, sparse=True)
-    optimizer = SGGAdamW([dense, embedding.weight], recluster_interval=1)
+    optimizer = EVERY[name]([dense, embedding.weight])
     dense.grad = torch.randn(4, 4)
     embedding(torch.tensor([1, 2])).sum().backward()
     before = dense.detach().clone()
@@ -166,6 +265,7 @@ def test_sparse_gradients_are_refused_before_anything_changes():
     assert torch.equal(dense, before) and not optimizer.state
 
 
-def test_target_modules_need_a_model():
+@pytest.mark.parametrize("name", EVERY)
+def test_target_modules_need_a_model(name):
     with pytest.raises(OptionError, match="needs module="):
-        SGGAdamW([param()], target_modules="all-linear")
+        EVERY[name]([param()], target_modules="all-linear")

@@ -1,20 +1,22 @@
 """What users of torch.optim.Optimizer rely on, whatever the optimizer."""
 
+import copy
 import warnings
 
 import pytest
 import torch
 
-from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
+from gradscale.optim.sgg_adam import SGGAdamW
+from tests.optim.kinds import EVERY, NAMES
 from tests.optim.training import batches, make_model, same_weights, train
 
-CLASSES = [SGGAdamW, SGGAdam]
+every = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned(cls):
+@every
+def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned(name):
     param = torch.nn.Parameter(torch.randn(3, 3))
-    optimizer = cls([param], recluster_interval=1)
+    optimizer = EVERY[name]([param])
     calls = []
 
     def closure():
@@ -29,11 +31,11 @@ def test_closure_runs_once_with_gradients_enabled_and_its_loss_is_returned(cls):
     assert calls == [True] and loss > 0 and optimizer.step() is None
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every
 @pytest.mark.parametrize("maximize", [False, True])
-def test_goes_the_right_way(cls, maximize):
+def test_goes_the_right_way(name, maximize):
     weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, -1.0]]))
-    optimizer = cls([weight], lr=0.02, recluster_interval=3, maximize=maximize)
+    optimizer = EVERY[name]([weight], lr=0.005, maximize=maximize)
     values = []
     for _ in range(20):
         optimizer.zero_grad()
@@ -44,10 +46,10 @@ def test_goes_the_right_way(cls, maximize):
     assert values == sorted(values, reverse=not maximize)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_gradients_are_never_modified(cls):
+@every
+def test_gradients_are_never_modified(name):
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in [(4, 4), (4,), ()]]
-    optimizer = cls(params, recluster_interval=1, maximize=True, weight_decay=0.3)
+    optimizer = EVERY[name](params, maximize=True, weight_decay=0.3)
     for _ in range(3):
         grads = [torch.randn_like(param) for param in params]
         for param, grad in zip(params, grads, strict=True):
@@ -56,12 +58,14 @@ def test_gradients_are_never_modified(cls):
         assert all(torch.equal(param.grad, grad) for param, grad in zip(params, grads, strict=True))
 
 
-@pytest.mark.parametrize("labels", ["frozen", "live"])
-def test_layout_of_parameters_does_not_change_the_numbers(labels):
+@pytest.mark.parametrize(
+    ("name", "options"), [("SGGAdamW", {"labels": "live"}), *((name, {}) for name in NAMES)], ids=str
+)
+def test_layout_of_parameters_does_not_change_the_numbers(name, options):
     def run(make):
         torch.manual_seed(3)
         param = torch.nn.Parameter(make(torch.randn(6, 8)))
-        optimizer = SGGAdamW([param], lr=1e-2, recluster_interval=2, labels=labels)
+        optimizer = EVERY[name]([param], lr=1e-2, **options)
         for _ in range(5):
             param.grad = torch.randn(6, 8)
             optimizer.step()
@@ -72,11 +76,12 @@ def test_layout_of_parameters_does_not_change_the_numbers(labels):
     assert torch.equal(plain, run(lambda tensor: torch.stack([tensor, tensor], dim=-1)[..., 0]))
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 4), (), (1,), (1, 1), (1, 1, 1, 1), (3, 1), (1, 200000)])
+@every
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (), (1,), (4,), (1, 4), (1, 1, 1, 1), (3, 1), (1, 200000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_odd_shapes(shape, dtype):
+def test_odd_shapes(name, shape, dtype):
     param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
-    optimizer = SGGAdamW([param], lr=0.1, recluster_interval=2)
+    optimizer = EVERY[name]([param], lr=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(5):
@@ -113,11 +118,12 @@ def test_groups_keep_their_own_options():
     assert "labels" not in optimizer.state[params[3]] and optimizer.param_groups[1]["betas"] == (0.5, 0.9)
 
 
-def test_parameters_of_several_dtypes_in_one_group():
+@every
+def test_parameters_of_several_dtypes_in_one_group(name):
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     params = [torch.nn.Parameter(torch.randn(8, 8).to(dtype)) for dtype in dtypes]
     before = [param.detach().clone() for param in params]
-    optimizer = SGGAdamW(params, lr=1e-2, recluster_interval=2)
+    optimizer = EVERY[name](params, lr=5e-2)
     for _ in range(4):
         for param in params:
             param.grad = torch.randn_like(param)
@@ -126,9 +132,10 @@ def test_parameters_of_several_dtypes_in_one_group():
         assert param.dtype == dtype and param.isfinite().all() and not torch.equal(param, start)
 
 
-def test_step_hooks_run():
+@every
+def test_step_hooks_run(name):
     param = torch.nn.Parameter(torch.randn(3, 3))
-    optimizer = SGGAdamW([param])
+    optimizer = EVERY[name]([param])
     order = []
     optimizer.register_step_pre_hook(lambda *_: order.append("pre"))
     optimizer.register_step_post_hook(lambda *_: order.append("post"))
@@ -137,10 +144,11 @@ def test_step_hooks_run():
     assert order == ["pre", "post"]
 
 
-def test_no_gradients_is_a_no_op_and_zero_gradients_move_nothing():
+@every
+def test_no_gradients_is_a_no_op_and_zero_gradients_move_nothing(name):
     param = torch.nn.Parameter(torch.randn(3, 3))
     before = param.detach().clone()
-    optimizer = SGGAdamW([param], recluster_interval=1, weight_decay=0.0)
+    optimizer = EVERY[name]([param], weight_decay=0.0)
     optimizer.step()
     assert torch.equal(param, before) and not optimizer.state
     param.grad = torch.zeros(3, 3)
@@ -169,24 +177,46 @@ def test_tied_parameters_are_one_layer():
     assert names == ["0.weight", "1.weight", "3.0.weight"]
 
 
-def test_grad_scaler_skips_without_a_trace():
+@every
+def test_grad_scaler_skips_without_a_trace(name):
     model = make_model()
-    optimizer = SGGAdamW(model.parameters(), recluster_interval=1)
+    optimizer = EVERY[name](model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     train(model, optimizer, batches(2))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    report = optimizer.grouping_report
     scaler.scale(model(next(batches(1))).sum()).backward()
     model[1].weight.grad[0, 0] = float("inf")
     scaler.step(optimizer)
     scaler.update()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert {int(state["step"]) for state in optimizer.state.values()} == {2} and optimizer.grouping_report.step == 2
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {int(one["step"]) for one in optimizer.state.values()} == {2} and optimizer.grouping_report is report
+    after = optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    for index, one in state["state"].items():
+        assert all(torch.equal(value, after["state"][index][key]) for key, value in one.items())
 
 
-def test_two_runs_are_the_same_bit_for_bit():
+@every
+def test_gradients_unscaled_by_a_grad_scaler_are_those_of_a_run_without(name):
+    models = make_model(), make_model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    optimizers = [EVERY[name](model.parameters(), lr=1e-3) for model in models]
+    for batch in batches(3):
+        for model, optimizer, scale in zip(models, optimizers, (lambda loss: loss, scaler.scale), strict=True):
+            optimizer.zero_grad()
+            scale(model(batch).square().mean()).backward()
+        optimizers[0].step()
+        scaler.step(optimizers[1])
+        scaler.update()
+    assert same_weights(*models)
+
+
+@every
+def test_two_runs_are_the_same_bit_for_bit(name):
     models = make_model(), make_model()
     for model in models:
-        train(model, SGGAdamW(model.parameters(), lr=1e-2, recluster_interval=2), batches(6))
+        train(model, EVERY[name](model.parameters(), lr=1e-2), batches(6))
     assert same_weights(*models)
 
 
@@ -231,9 +261,10 @@ def test_each_layer_is_compared_with_the_whole_model_whatever_its_interval():
     assert optimizer.state[params[1]]["scales"].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_foreign_keys_in_the_state_are_left_alone():
+@every
+def test_foreign_keys_in_the_state_are_left_alone(name):
     param = torch.nn.Parameter(torch.randn(3, 3))
-    optimizer = SGGAdamW([param], recluster_interval=1)
+    optimizer = EVERY[name]([param])
     optimizer.state["note"] = 1
     param.grad = torch.randn(3, 3)
     optimizer.step()
@@ -248,17 +279,34 @@ def test_lazy_parameters():
     assert optimizer.grouping_report.layers[0].numel == 12
 
 
-def test_meta_parameters_step_without_groups():
+@every
+def test_meta_parameters_step_without_groups(name):
     param = torch.nn.Parameter(torch.randn(3, 3, device="meta"))
-    optimizer = SGGAdamW([param], recluster_interval=1)
-    param.grad = torch.randn(3, 3, device="meta")
-    optimizer.step()
+    optimizer = EVERY[name]([param])
+    for _ in range(2):
+        param.grad = torch.randn(3, 3, device="meta")
+        optimizer.step()
     assert optimizer.grouping_report is None
 
 
-def test_compiled_step_is_the_eager_one():
+@every
+def test_meta_parameters_change_nothing_for_those_beside_them(name):
+    meta = torch.nn.Parameter(torch.randn(3, 3, device="meta"))
+    params = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    for param, others in zip(params, ([meta], []), strict=True):
+        optimizer = EVERY[name]([*others, param], lr=1e-2)
+        torch.manual_seed(1)
+        for _ in range(3):
+            meta.grad = torch.randn(3, 3, device="meta")
+            param.grad = torch.randn(3, 3)
+            optimizer.step()
+    assert torch.equal(*params) and not torch.equal(params[0], torch.ones(3, 3))
+
+
+@every
+def test_compiled_step_is_the_eager_one(name):
     models = make_model(), make_model()
-    optimizers = [SGGAdamW(model.parameters(), lr=1e-2, recluster_interval=2) for model in models]
+    optimizers = [EVERY[name](model.parameters(), lr=1e-2) for model in models]
     step = torch.compile(optimizers[1].step, backend="eager")
     for batch in batches(3):
         train(models[0], optimizers[0], [batch])
@@ -268,6 +316,9 @@ def test_compiled_step_is_the_eager_one():
     assert same_weights(*models)
 
 
-def test_printing():
-    text = repr(SGGAdamW(make_model().parameters(), n_clusters=4))
-    assert text.startswith("SGGAdamW (") and "n_clusters: 4" in text
+@pytest.mark.parametrize(
+    ("name", "option", "value"), [("SGGAdamW", "n_clusters", 4), ("DGSSGD", "gamma", 0.5), ("DGSAdam", "sigma", 0.25)]
+)
+def test_printing(name, option, value):
+    text = repr(EVERY[name](make_model().parameters(), **{option: value}))
+    assert text.startswith(f"{name} (") and f"    {option}: {value}\n" in text

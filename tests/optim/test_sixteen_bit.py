@@ -5,18 +5,25 @@ import io
 import pytest
 import torch
 
+from gradscale.optim.dgs import DGSSGD, DGSAdamW
 from gradscale.optim.sgg_adam import SGGAdamW
 from gradscale.options import OptionError
 
 KERNELS = ["compiled", "eager"]
+KINDS = [
+    pytest.param(SGGAdamW, {"moments_dtype": "float32", "n_clusters": 1}, id="SGGAdamW"),
+    pytest.param(DGSSGD, {"form": "importance", "importance_decay": 0.9}, id="DGSSGD"),
+    pytest.param(DGSAdamW, {"moments_dtype": "float32", "form": "normalized"}, id="DGSAdamW"),
+]
 
 
-def quadratic(dtype, steps, **options):
+def quadratic(dtype, steps, cls=SGGAdamW, **options):
     """Minimize a quadratic from afar, with steps far below what a 16-bit number of that size can resolve."""
     torch.manual_seed(0)
     target = torch.randn(40, 30) * 0.1
     param = torch.nn.Parameter(torch.full((40, 30), 4.0).to(dtype))
-    optimizer = SGGAdamW([param], lr=1e-3, weight_decay=0.0, recluster_interval=10, **options)
+    options = {"recluster_interval": 10, **options} if cls is SGGAdamW else options
+    optimizer = cls([param], lr=1e-3, weight_decay=0.0, **options)
     for _ in range(steps):
         param.grad = (param.detach().float() - target).to(dtype)
         optimizer.step()
@@ -25,8 +32,9 @@ def quadratic(dtype, steps, **options):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kahan_sum_keeps_steps_that_rounding_would_lose(dtype, kernel):
-    options = {"kernel": kernel, "moments_dtype": "float32", "n_clusters": 1}
+@pytest.mark.parametrize(("cls", "own"), KINDS)
+def test_kahan_sum_keeps_steps_that_rounding_would_lose(cls, own, dtype, kernel):
+    options = {"cls": cls, "kernel": kernel, **own}
     exact, _, _ = quadratic(torch.float32, 300, **options)
     kept, optimizer, param = quadratic(dtype, 300, kahan_sum=True, **options)
     assert (exact - 4.0).abs().min() > 0.1

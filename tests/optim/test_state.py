@@ -1,7 +1,6 @@
 """State: what a checkpoint holds; it survives loading bit for bit, and damage is refused before any change."""
 
 import copy
-import io
 import pickle
 import subprocess
 import sys
@@ -10,66 +9,89 @@ import warnings
 import pytest
 import torch
 
+from gradscale.optim.dgs import DGSLARS, DGSSGD, DGSAdam, DGSAdamW
 from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
-from tests.optim.training import batches, make_model, same_weights, train
+from tests.optim.kinds import EVERY, NAMES
+from tests.optim.training import batches, make_model, same_weights, through_a_file, train
 
-VARIANTS = [{}, {"labels": "live"}, {"amsgrad": True}, {"grouping": "layer"}, {"n_clusters": 1}, {"n_clusters": 5}]
+# Resumed in the middle of the resets' period, and right after a spike could have been seen.
+RUNNING = {"importance_decay": 0.8, "reset_every": 4, "reset_spike": 1.05}
+VARIANTS = [
+    *(
+        (SGGAdamW, {"recluster_interval": 3, "scale_decay": 0.5, **options})
+        for options in (
+            {},
+            {"labels": "live"},
+            {"amsgrad": True},
+            {"grouping": "layer"},
+            {"n_clusters": 1},
+            {"n_clusters": 5},
+        )
+    ),
+    (DGSSGD, {}),
+    (DGSSGD, {**RUNNING, "momentum": 0.9, "dampening": 0.5}),
+    (DGSLARS, {**RUNNING, "form": "normalized", "trust_coefficient": 0.1}),
+    (DGSAdamW, {"form": "equation", "amsgrad": True}),
+    (DGSAdamW, {**RUNNING, "form": "normalized", "kahan_sum": True}),
+    (DGSAdam, {**RUNNING, "form": "importance", "importance_eps": 0.1, "reset": "hard"}),
+]
 
 
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+def _id(item):
+    return getattr(item, "__name__", None) or str(item)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(options, dtype):
-    options = {"lr": 1e-2, "recluster_interval": 3, "scale_decay": 0.5, **options}
+@pytest.mark.parametrize(("cls", "options"), VARIANTS, ids=_id)
+def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(cls, options, dtype):
+    options = {"lr": 1e-2, **options}
     whole = make_model(dtype=dtype)
-    train(whole, SGGAdamW(whole.parameters(), **options), batches(11))
+    train(whole, cls(whole.parameters(), **options), batches(11))
 
     first = make_model(dtype=dtype)
-    optimizer = SGGAdamW(first.parameters(), **options)
+    optimizer = cls(first.parameters(), **options)
     train(first, optimizer, batches(5))
     saved_model, saved = through_a_file(first.state_dict()), through_a_file(optimizer.state_dict())
 
     second = make_model(seed=9, dtype=dtype)
     second.load_state_dict(saved_model)
-    resumed = SGGAdamW(second.parameters(), **options)
-    resumed.load_state_dict(saved)
+    resumed = cls(second.parameters(), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed.load_state_dict(saved)
     for key, state in resumed.state_dict()["state"].items():
         for name, value in saved["state"][key].items():
             assert state[name].dtype == value.dtype and torch.equal(state[name], value), name
     train(second, resumed, batches(11, start=5))
-    assert same_weights(whole, second)
+    assert same_weights(whole, second) and not same_weights(whole, first)
 
 
 def test_resume_in_a_new_process(tmp_path):
     code = """
 import sys, torch
-from gradscale.optim.sgg_adam import SGGAdamW
+from tests.optim.kinds import EVERY
 from tests.optim.training import batches, make_model, train
 torch.set_num_threads(1)
 folder, start, stop = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-model = make_model()
-optimizer = SGGAdamW(model.parameters(), lr=1e-2, recluster_interval=3)
-if start:
-    saved = torch.load(f"{folder}/{start}.pt", weights_only=True)
-    model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"])
-train(model, optimizer, batches(stop, start=start))
-torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"{folder}/{stop}.pt")
+for name, make in EVERY.items():
+    model = make_model()
+    optimizer = make(model.parameters(), lr=1e-2)
+    if start:
+        saved = torch.load(f"{folder}/{name}{start}.pt", weights_only=True)
+        model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"])
+    train(model, optimizer, batches(stop, start=start))
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"{folder}/{name}{stop}.pt")
 """
-    whole = make_model()
-    optimizer = SGGAdamW(whole.parameters(), lr=1e-2, recluster_interval=3)
-    train(whole, optimizer, batches(8))
-    for start, stop in [(0, 4), (4, 8)]:
+    for start, stop in [(0, 3), (3, 8)]:
         subprocess.run([sys.executable, "-c", code, str(tmp_path), str(start), str(stop)], check=True)
-    saved = torch.load(tmp_path / "8.pt", weights_only=True)
-    assert all(torch.equal(value, saved["model"][name]) for name, value in whole.state_dict().items())
-    for key, state in optimizer.state_dict()["state"].items():
-        assert all(torch.equal(value, saved["optimizer"]["state"][key][name]) for name, value in state.items())
+    for name, make in EVERY.items():
+        whole = make_model()
+        optimizer = make(whole.parameters(), lr=1e-2)
+        train(whole, optimizer, batches(8))
+        saved = torch.load(tmp_path / f"{name}8.pt", weights_only=True)
+        assert all(torch.equal(value, saved["model"][key]) for key, value in whole.state_dict().items()), name
+        for index, state in optimizer.state_dict()["state"].items():
+            assert all(torch.equal(value, saved["optimizer"]["state"][index][key]) for key, value in state.items())
 
 
 def test_dtypes_of_the_state():
@@ -150,9 +172,10 @@ def test_options_that_the_checkpoint_overrules_are_said():
     assert optimizer.param_groups[0]["n_clusters"] == 3
 
 
-def test_loading_and_copying_add_nothing_to_the_groups():
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_and_copying_add_nothing_to_the_groups(name):
     model = make_model()
-    optimizer = SGGAdamW(model.parameters(), recluster_interval=2)
+    optimizer = EVERY[name](model.parameters())
     train(model, optimizer, batches(3))
     before = copy.deepcopy(optimizer.state_dict()["param_groups"])
     optimizer.load_state_dict(optimizer.state_dict())
@@ -170,9 +193,10 @@ def test_copies_after_a_group_was_removed():
     assert twin.grouping_report.layers[0].name == "parameter 1"
 
 
-def test_empty_state_loads_silently():
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_state_loads_silently(name):
     model = make_model()
-    optimizer = SGGAdamW(model.parameters())
+    optimizer = EVERY[name](model.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.load_state_dict(optimizer.state_dict())

@@ -1,17 +1,38 @@
-"""SGG without groups against torch's own Adam and AdamW, option by option."""
+"""Without groups, and with a factor of 1, against torch's own SGD, Adam and AdamW, option by option."""
+
+from functools import partial
 
 import pytest
 import torch
 
+from gradscale.optim.dgs import DGSSGD, DGSAdam, DGSAdamW
 from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
 from tests.optim.training import batches, make_model, train
 
-PAIRS = [(SGGAdamW, torch.optim.AdamW), (SGGAdam, torch.optim.Adam)]
+NEUTRAL = {"form": "equation", "beta": 1.0, "sigma": 1.0, "gamma": 0.0}
+PAIRS = [
+    pytest.param(ours, theirs, id=name)
+    for name, ours, theirs in [
+        ("SGGAdamW", SGGAdamW, torch.optim.AdamW),
+        ("SGGAdam", SGGAdam, torch.optim.Adam),
+        ("DGSAdamW", partial(DGSAdamW, **NEUTRAL), torch.optim.AdamW),
+        ("DGSAdam", partial(DGSAdam, **NEUTRAL), torch.optim.Adam),
+    ]
+]
 OPTIONS = [
     {},
     {"weight_decay": 0.3},
     {"betas": (0.5, 0.9), "eps": 1e-3},
     {"amsgrad": True},
+    {"maximize": True, "weight_decay": 0.1},
+    {"lr": torch.tensor(1e-2, dtype=torch.float64)},
+    {"lr": 0.0},
+]
+OPTIONS_OF_SGD = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
+    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     {"maximize": True, "weight_decay": 0.1},
     {"lr": torch.tensor(1e-2, dtype=torch.float64)},
     {"lr": 0.0},
@@ -23,6 +44,16 @@ TOLERANCE = {torch.float64: (1e-15, 1e-12), torch.float32: (2e-7, 1e-5), torch.b
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_matches_torch(ours, theirs, options, dtype):
+    compare(ours, theirs, options, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("options", OPTIONS_OF_SGD, ids=str)
+def test_matches_torchs_sgd(options, dtype):
+    compare(partial(DGSSGD, **NEUTRAL), torch.optim.SGD, options, dtype)
+
+
+def compare(ours, theirs, options, dtype):
     """Every step starts from torch's numbers, so that rounding does not feed on itself through the model."""
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in [(7, 9), (9,), (), (3, 4, 5)]]
     twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
@@ -50,6 +81,25 @@ def test_same_defaults_and_training_curve(ours, theirs):
     assert train(models[0], optimizer, batches(30)) == pytest.approx(train(models[1], reference, batches(30)), rel=1e-5)
 
 
+def test_same_defaults_as_torchs_sgd():
+    optimizer, reference = (cls(make_model().parameters()) for cls in (DGSSGD, torch.optim.SGD))
+    for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"):
+        assert optimizer.defaults[name] == reference.defaults[name]
+
+
+def test_arguments_without_a_name_stand_where_torchs_do():
+    param = torch.nn.Parameter(torch.randn(3, 3))
+    for cls, theirs, arguments in [
+        (SGGAdamW, torch.optim.AdamW, (1e-2, (0.5, 0.9), 1e-3, 0.1, True)),
+        (DGSAdamW, torch.optim.AdamW, (1e-2, (0.5, 0.9), 1e-3, 0.1, True)),
+        (DGSAdam, torch.optim.Adam, (1e-2, (0.5, 0.9), 1e-3, 0.1, True)),
+        (DGSSGD, torch.optim.SGD, (1e-2, 0.5, 0.0, 0.1, True)),
+    ]:
+        group, reference = cls([param], *arguments).param_groups[0], theirs([param], *arguments).param_groups[0]
+        same = set(group) & set(reference) - {"params"}
+        assert len(same) >= 6 and all(group[name] == reference[name] for name in same)
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -58,9 +108,17 @@ def test_same_defaults_and_training_curve(ours, theirs):
         lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (t + 1)),
     ],
 )
-def test_schedulers_drive_it(scheduler):
+@pytest.mark.parametrize(
+    ("ours", "theirs", "cycled"),
+    [
+        (SGGAdamW, torch.optim.AdamW, "betas"),
+        (DGSAdamW, torch.optim.AdamW, "betas"),
+        (DGSSGD, torch.optim.SGD, "momentum"),
+    ],
+)
+def test_schedulers_drive_it(ours, theirs, cycled, scheduler):
     rates = []
-    for cls in (SGGAdamW, torch.optim.AdamW):
+    for cls in (ours, theirs):
         param = torch.nn.Parameter(torch.randn(3, 3))
         optimizer = cls([param], lr=1e-2)
         schedule = scheduler(optimizer)
@@ -69,8 +127,8 @@ def test_schedulers_drive_it(scheduler):
             param.grad = torch.randn(3, 3)
             optimizer.step()
             schedule.step()
-            rates[-1].append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]))
-    assert rates[0] == rates[1]
+            rates[-1].append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0][cycled]))
+    assert rates[0] == rates[1] and len(set(rates[0])) > 1
 
 
 def test_overridden_members_have_torchs_names_and_kinds():

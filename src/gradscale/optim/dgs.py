@@ -92,10 +92,10 @@ class DGSSGD(_DGS):
         form: which factor.
         beta: overall scale of "equation" and "full".
         sigma: added to the collective importance; above 0.
-        gamma: weight of this group's elements in the sum; None is 1 / n with all n elements of the optimizer, so that
-            the sum is a mean.
+        gamma: weight of this group's elements in the sum; None is 1 / n with all n elements of the optimizer that are
+            trained, so that the sum is a mean. Elements without a gradient in this step count 0.
         importance_decay: rho in [0, 1). Above 0, importance is a running mean of |g| with its bias corrected (4 bytes
-            per parameter).
+            per parameter). That of a parameter without a gradient waits, as its momentum does.
         reset: "soft" makes the past of the running mean weigh `reset_decay` as much, "hard" nothing. Importance itself
             never becomes small by that, which would make the rates jump.
         reset_decay: in (0, 1).

@@ -155,6 +155,10 @@ class DGSScaler:
             numbers[:, 1] = mean
             return numbers, None
         weight, running, level, level_weight = histories.unbind(1)
+        # The level is the model's: a layer that has its first gradient now takes it over from those before it.
+        longest = level_weight.argmax()
+        level = torch.where(level_weight < level_weight[longest], level[longest], level)
+        level_weight = level_weight[longest].expand_as(level_weight)
         decay = _column([group["importance_decay"] for group in groups], mean)
         kept = _column([group["reset_decay"] if group["reset"] == "soft" else 0.0 for group in groups], mean)
         every = _column([float(bool(g["reset_every"]) and clock % g["reset_every"] == 0) for g in groups], mean)

@@ -8,7 +8,7 @@ first to all).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,19 +56,22 @@ def per_layer_keys(member: Member, slots: Mapping[str, Slot]) -> list[str]:
     return [key for key, slot in slots.items() if member.scaled and slot.shape != member.param.shape]
 
 
-def for_fsdp1(state: State, momentum: str, keys: Iterable[str]) -> State:
+def dtypes_for_fsdp1(member: Member, slots: Mapping[str, Slot], momentum: str) -> dict[str, torch.dtype]:
+    """Return in which dtype FSDP1 gets each per-element tensor: integers in that of the momentum, which they label."""
+    rows = per_layer_keys(member, slots)
+    kept = {key: slot.dtype for key, slot in slots.items() if key not in rows}
+    return {key: dtype if dtype.is_floating_point else kept[momentum] for key, dtype in kept.items()}
+
+
+def for_fsdp1(state: State, param: Tensor, dtypes: Mapping[str, torch.dtype]) -> State:
     """Return a state as FSDP1 can take it apart and put it together.
 
-    Integers get the dtype of the momentum, and all tensors have the same keys, filled with zeros.
+    All tensors have the same keys, filled with zeros.
 
     Args:
         state: state of one tensor.
-        momentum: key of the momentum.
-        keys: per-element keys of the state of any tensor.
+        param: the tensor.
+        dtypes: see `dtypes_for_fsdp1`; of the keys of all tensors.
     """
-    like = state[momentum]
-    filled = {**{key: torch.zeros_like(like) for key in keys}, **state}
-    return {
-        key: value.to(like.dtype) if isinstance(value, Tensor) and not value.is_floating_point() else value
-        for key, value in filled.items()
-    }
+    filled = {**{key: torch.zeros_like(param, dtype=dtype) for key, dtype in dtypes.items()}, **state}
+    return {key: value.to(dtypes[key]) if key in dtypes else value for key, value in filled.items()}

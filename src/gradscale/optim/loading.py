@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.kernels.update_pass import COMPENSATION
-from gradscale.optim.layer_rows import KEY, Rows, for_fsdp1, per_layer_keys, rows_of, with_rows
+from gradscale.optim.layer_rows import KEY, Rows, dtypes_for_fsdp1, for_fsdp1, per_layer_keys, rows_of, with_rows
 from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.passes import Turn
 from gradscale.optim.report import GroupingReport
@@ -103,10 +103,18 @@ class StateLoading(Optimizer):
         if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in self.param_groups]:
             return checked
         changed: dict[str, str] = {}
-        for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
-            merged = self._checked({**self._own_options(group), **saved})
-            # FSDP1 brings them for all layers alike, scaled or not.
-            scaler_keys = self.scaler.slots(torch.Size([1, 1]), None, merged)
+        options = [
+            self._checked({**self._own_options(group), **saved})
+            for saved, group in zip(saved_groups, self.param_groups, strict=True)
+        ]
+        # FSDP1 brings what any layer has for all layers alike.
+        keys = {
+            key
+            for merged, group in zip(options, self.param_groups, strict=True)
+            for param in group["params"][:1]
+            for key in (*self.base.slots(param, merged), *self.scaler.slots(torch.Size([1, 1]), None, merged))
+        }
+        for index, (saved, group, merged) in enumerate(zip(saved_groups, self.param_groups, options, strict=True)):
             for name in self.scaler.options:
                 if merged[name] != group[name]:
                     changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
@@ -121,7 +129,7 @@ class StateLoading(Optimizer):
                         state = {"step": saved.get("steps", 0)}
                         state |= {name: new_tensor(slot, param) for name, slot in empty.items()}
                     slots, name = self._slots(member), ", ".join(segment.name for segment in member.view.segments[:3])
-                    own = {name: value for name, value in state.items() if name in slots or name not in scaler_keys}
+                    own = {name: value for name, value in state.items() if name in slots or name not in keys}
                     checked[key] = with_rows(own, member, slots, saved.get(KEY))
                     required = {"step", *self.base.slots(param, merged)}
                     check_state(checked[key], slots, required, owner=f"{type(self).__name__}, {name}")
@@ -169,7 +177,8 @@ class StateLoading(Optimizer):
         """Bring loaded state to form; layers that lost their labels are grouped at the next step.
 
         Returns:
-            The number of its layers that came without scales, and of those that came with scales but no labels.
+            The number of its layers that came without scales (or without a running importance, where that is what the
+            scaler keeps), and of those that came with scales but no labels.
         """
         state, slots = self.state[member.param], self._slots(member)
         missing = restore_state(state, slots, member.param)
@@ -177,6 +186,10 @@ class StateLoading(Optimizer):
         scaler_keys = self.scaler.slots(member.param.shape, member.rows, member.group) if member.scaled else {}
         if not any(key in missing for key in scaler_keys):
             return 0, 0
+        if self.scaler.history is not None:
+            # What is known of a layer means nothing without what is known of its elements.
+            state.update({key: new_tensor(slot, member.param) for key, slot in scaler_keys.items()})
+            return len(member.scaled), 0
         if any(key in missing for key in rows):
             return len(member.scaled), 0
         if all(bool((state[key] == slots[key].fill).all()) for key in rows):
@@ -185,8 +198,15 @@ class StateLoading(Optimizer):
         return 0, len(member.scaled)
 
     def _warn_of_lost(self, unknown: int, lost: int) -> None:
-        """Say for how many layers a load brought no scales, and for how many no labels."""
-        if unknown:
+        """Say for how many layers a load brought no scales, and for how many no labels. See `_restore`."""
+        if unknown and self.scaler.history is not None:
+            warnings.warn(
+                f"the loaded state has no running importance for {unknown} layers (saved by another optimizer, or by "
+                "DeepSpeed's universal checkpoint, which cannot take it): it starts anew",
+                UserWarning,
+                stacklevel=4,
+            )
+        elif unknown:
             warnings.warn(
                 f"the loaded state has no groups for {unknown} layers (saved by another optimizer, or before their "
                 "first step): their scales start at 1 until the next grouping",
@@ -247,7 +267,8 @@ def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> No
     # What DeepSpeed's universal checkpoint wrote into the groups counts until the next step takes it over.
     waiting: Rows = next((group[KEY] for group in optimizer.param_groups if KEY in group), {})
     rows: Rows = {}
-    keys = {name for member, slots in flat.values() for name in slots if name not in per_layer_keys(member, slots)}
+    own = {key: dtypes_for_fsdp1(member, slots, optimizer.base.momentum) for key, (member, slots) in flat.items()}
+    dtypes = {name: dtype for dtypes in own.values() for name, dtype in dtypes.items()}
     for key, (member, slots) in flat.items():
         state = state_dict["state"][key]
         rows |= rows_of(member, state, slots)
@@ -256,7 +277,7 @@ def _move_rows_to_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> No
             base = optimizer.base.slots(member.param, member.group)
             state = {name: value for name, value in state.items() if name in ("step", *base)}
         if member.view.stepped_apart is None:
-            state = for_fsdp1(state, optimizer.base.momentum, keys)
+            state = for_fsdp1(state, member.param, {**dtypes, **own[key]})
         state_dict["state"][key] = state
     stepped_apart = any(member.view.stepped_apart is not None for member, _ in flat.values())
     if rows or stepped_apart:

@@ -121,7 +121,8 @@ class LARSRule:
         ratios = lars_trust_ratio(
             weight_squares, grad_squares, trust_coefficient=coefficient, weight_decay=weight_decay, eps=0.0
         )
-        return torch.where(dimensions < 2, 1.0, ratios)
+        # float32 holds no ratio to a gradient of less than 1e-38 times the weights: inf times it would be NaN.
+        return torch.where(dimensions < 2, 1.0, ratios.clamp(max=torch.finfo(torch.float32).max))
 
     def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
         """See `lars_momentum`; the trust ratio comes after the momentum in `constants`."""

@@ -48,8 +48,9 @@ class StepLoop(UniversalLoading):
         # Once per group: reading a tensor on a GPU waits for it.
         rates = {id(group): float(group["lr"]) for group in self.param_groups}
         apart = any(member.view.stepped_apart is not None for member in updates)
-        # DeepSpeed looks up the state of all its tensors after the first call, for its own accessors.
-        for member in together if apart else updates:
+        # DeepSpeed looks up the state of all its tensors after the first call, for its own accessors. With FSDP1 a rank
+        # that has nothing of a layer does not know whether others have a gradient, and all must keep the same of it.
+        for member in together if apart or _may_step_elsewhere(members) else updates:
             self._init_state(member)
         if only_makes_state:
             return loss

@@ -81,7 +81,9 @@ class StepNumbers:
         device = sums.device
         numels = [float(segment.numel) for _, _, segment in self._layers]
         numel = torch.tensor(numels, dtype=torch.float64).to(device)
-        weights = [1 / sum(numels) if group["gamma"] is None else group["gamma"] for group in groups]
+        # Engines that put vectors of their own in the place of parameters leave out those that are frozen.
+        trained = [n for n, (member, _, _) in zip(numels, self._layers, strict=True) if member.param.requires_grad]
+        weights = [1 / sum(trained or numels) if group["gamma"] is None else group["gamma"] for group in groups]
         gammas = torch.tensor(weights, dtype=torch.float64).to(device)
         shards = [segment.process_groups for _, _, segment in self._layers]
         if not self._by_layer:

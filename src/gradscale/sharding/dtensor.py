@@ -9,13 +9,18 @@ from __future__ import annotations
 import sys
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from gradscale.sharding.view import ADVICE, ParamInfo, TensorView, UnsupportedShardingError, whole
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether the tensor is a DTensor. Plain runs never import torch.distributed for this."""
+    if type(tensor) in _PLAIN:  # asked several times per tensor and step
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
