@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
+from gradscale.option_checks import Check, check_dgs, check_sgd
 from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LARS, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
@@ -27,6 +28,7 @@ class OptimizerEntry:
         trainer_fields: constructor keyword to the `TrainingArguments` fields that fill it (two fields make a pair).
         trainer_defaults: constructor keywords whose default differs inside a Trainer, where the run length is known.
         requires: module that must be importable to the pip requirement that provides it.
+        checks: what its options must not say together; the constructor asks the same.
     """
 
     name: str
@@ -36,6 +38,7 @@ class OptimizerEntry:
     trainer_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trainer_defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
 
     def load(self) -> type[Any]:
         """Import and return the optimizer class."""
@@ -70,12 +73,14 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         target="gradscale.optim.dgs:DGSSGD",
         summary="DGS on SGD",
         options=MappingProxyType({**SGD, **DGS, **STEP}),
+        checks=(check_sgd, check_dgs),
     ),
     OptimizerEntry(
         name="dgs_lars",
         target="gradscale.optim.dgs:DGSLARS",
         summary="DGS on LARS",
         options=MappingProxyType({**LARS, **DGS, **STEP}),
+        checks=(check_dgs,),
     ),
     OptimizerEntry(
         name="dgs_adamw",
@@ -83,6 +88,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="DGS on AdamW (decoupled weight decay)",
         options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
         trainer_fields=_ADAM_FIELDS,
+        checks=(check_dgs,),
     ),
     OptimizerEntry(
         name="dgs_adam",
@@ -90,6 +96,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="DGS on Adam (weight decay added to the gradient)",
         options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
         trainer_fields=_ADAM_FIELDS,
+        checks=(check_dgs,),
     ),
 )
 

@@ -1,5 +1,6 @@
 """The four DGS optimizers by their names: real Trainer runs, resumed ones, what is refused and when, and the doctor."""
 
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -139,15 +140,22 @@ def test_refused_when_the_arguments_are_made(name, text, words, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("dgs_sgd", "reset_every=5", "reset_every=5 needs a running importance"),
-        ("dgs_sgd", "nesterov=true", "nesterov=True needs momentum above 0"),
-        ("dgs_lars", "eps=0", "eps=0 is not allowed with form='full'"),
+        ("dgs_sgd", "reset_every=5", "--optim_args: reset_every=5 needs a running importance"),
+        ("dgs_sgd", "nesterov=true", "--optim_args: nesterov=True needs momentum above 0"),
+        ("dgs_lars", "eps=0", "--optim_args: eps=0 is not allowed with form='full'"),
         ("dgs_adamw", "factor_bounds=[2,3]", "expected 1 between the two"),
+        ("dgs_adam", "importance_eps=0", "importance_eps=0 is not allowed with form='full'"),
     ],
 )
-def test_contradictions_are_refused_before_the_first_step(name, text, message, tmp_path):
+def test_contradictions_are_refused_when_the_arguments_are_made(name, text, message, tmp_path):
     with pytest.raises(OptionError, match=message):
-        make(tmp_path, name, optim_args=text).train()
+        arguments(tmp_path, name, optim_args=text)
+
+
+def test_a_contradiction_with_a_field_of_the_trainer_is_refused_too(tmp_path):
+    with pytest.raises(OptionError, match="eps=0 is not allowed with form='full'.*importance_eps above 0 allows it"):
+        arguments(tmp_path, "dgs_adamw", optim_args="beta=2", adam_epsilon=0.0)
+    arguments(tmp_path, "dgs_adamw", optim_args="form=normalized", adam_epsilon=0.0)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,7 @@ def test_contradictions_are_refused_before_the_first_step(name, text, message, t
         ("gamma=1e-3,reset_every=10", {"gamma": 1e-3, "reset_every": 10}),
         ('{"gamma": null, "sigma": 2}', {"gamma": None, "sigma": 2.0}),
         ({"reset_spike": 3, "importance_decay": "0.9"}, {"reset_spike": 3.0, "importance_decay": 0.9}),
+        ("gamma=None,reset_every=none", {"gamma": None, "reset_every": None}),
         ("nesterov=true,momentum=.9", {"nesterov": True, "momentum": 0.9}),
     ],
 )
@@ -171,3 +180,49 @@ def test_the_doctor_knows_the_names_and_refuses_what_the_trainer_refuses(name, c
     assert "Verdict: would run" in capsys.readouterr().out
     assert doctor(["--optim", name, "--optim_args", "sigma=0"]) == 2
     assert "sigma=0 is not allowed" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(tmp_path):
+    tiny.model().config.save_pretrained(tmp_path)
+    return str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_doctor_says_what_a_model_gets(name, model, capsys):
+    options = ["--model", model, "--optim", name, "--optim_args", NAMED[name][1], "--max_steps", "10"]
+    assert doctor([*options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    elements = sum(param.numel() for param in tiny.model().parameters())
+    assert report["optimizer"]["scaled_elements"] == elements  # vectors too
+    running = "importance_decay" in NAMED[name][1]
+    assert report["memory"]["labels"] == (4 * elements if running else 0) and report["memory"]["grouping"] == 0
+    moments = 2 if name in ("dgs_adamw", "dgs_adam") else 1
+    assert report["memory"]["moments"] == 4 * elements * moments
+    assert doctor(options) == 0
+    text = capsys.readouterr().out
+    assert "running importance" in text and "group" not in text and "Verdict: would run" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "per_layer"), [("dgs_sgd", "full", None), ("dgs_sgd", "normalized", 16), ("dgs_lars", "full", 32)]
+)
+def test_the_doctor_says_what_is_sent(name, form, per_layer, model, tmp_path, capsys):
+    config = tmp_path / "fsdp.json"
+    config.write_text(json.dumps({"version": 2}))
+    options = ["--model", model, "--optim", name, "--optim_args", f"form={form}", "--num_processes", "2"]
+    assert doctor([*options, "--fsdp_config", str(config), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    layers = len(list(tiny.model().parameters()))
+    assert report["sent"]["all_reduce"] == (8 if per_layer is None else per_layer * layers)
+    assert doctor(options) == 0
+    assert "Sent in each step  nothing" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_target_modules_leave_to_the_base(model, capsys):
+    options = ["--model", model, "--optim", "dgs_sgd", "--optim_target_modules", "q_proj"]
+    assert doctor([*options, "--json"]) == 0
+    found = {one["name"]: one["why_not"] for one in json.loads(capsys.readouterr().out)["parameters"]}
+    scaled = [name for name, why in found.items() if why is None]
+    assert scaled == [f"model.layers.{index}.self_attn.q_proj.weight" for index in (0, 1)]
+    assert set(found.values()) == {None, "not in target modules"}

@@ -84,6 +84,19 @@ def test_a_running_importance_without_half_of_its_state_starts_anew(lost):
     assert all(state["importance_history"][0] == 0.2 for state in optimizer.state.values())
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True}])
+def test_state_of_plain_sgd_loads_into_dgs(options):
+    model = make_model()
+    plain = torch.optim.SGD(model.parameters(), lr=3e-3, foreach=False, **options)
+    train(model, plain, batches(4))
+    twin = copy.deepcopy(model)
+    optimizer = DGSSGD(twin.parameters(), lr=1.0, form="equation", gamma=0.0)
+    optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
+    train(model, plain, batches(6, start=4))
+    train(twin, optimizer, batches(6, start=4))
+    torch.testing.assert_close(list(twin.parameters()), list(model.parameters()), atol=1e-7, rtol=1e-5)
+
+
 def test_options_of_dgs_that_the_checkpoint_overrules_are_said():
     model = make_model()
     saved = DGSSGD(model.parameters(), sigma=0.5, **RUNNING).state_dict()

@@ -11,7 +11,7 @@ from gradscale.doctor.detect import detect_engine
 from gradscale.doctor.engine import Engine
 from gradscale.doctor.environment import registration, versions
 from gradscale.doctor.findings import Findings
-from gradscale.doctor.memory import COUNTS, memory_of, sent_bytes
+from gradscale.doctor.memory import COUNTS, groups_layers, memory_of, sent_bytes
 from gradscale.doctor.placement import place, state_dtype
 from gradscale.doctor.plan import Plan, check_arguments, make_plan, trainer_arguments
 from gradscale.optim.sgg_scaler import interval_in_steps
@@ -119,14 +119,15 @@ def _of_model(model: nn.Module, plan: Plan, engine: Engine, question: Question, 
     if engine.kind != "other":
         memory = memory_of(plan.optimizer, placement.members)
         dtypes = {str(state_dtype(planned.param, engine)).removeprefix("torch.") for planned in trained}
-        sent, traffic = sent_bytes(placement.members, engine)
+        sent, traffic = sent_bytes(plan.optimizer, placement.members, engine)
         report["memory"] = {
             **asdict(memory),
             "state": memory.state,
             "where": "host" if engine.offload else "device",
             "stepped_in": _words(dtypes),
         }
-        report["sent"] = {"counts_per_layer": COUNTS, "all_reduce": sent, "ring_traffic_per_rank": traffic}
+        counts = COUNTS if groups_layers(plan.optimizer) else None
+        report["sent"] = {"counts_per_layer": counts, "all_reduce": sent, "ring_traffic_per_rank": traffic}
     return report
 
 
@@ -137,14 +138,15 @@ def _of_optimizer(plan: Plan, question: Question, findings: Findings) -> dict[st
         "name": question.optim,
         "class": type(plan.optimizer).__name__,
         "options": {name: group[name] for name in (*plan.optimizer.base.options, *scaler.options)},
-        "interval": None
-        if group["total_steps"] == DEFERRED and group["recluster_interval"] < 1
-        else interval_in_steps(group),
+        "interval": None,
         "groupings": None,
     }
+    groups = groups_layers(plan.optimizer)
+    if groups and not (group["total_steps"] == DEFERRED and group["recluster_interval"] < 1):
+        found["interval"] = interval_in_steps(group)
     if not plan.scaled:
         findings.watch_out.append("no layer is scaled: this is the plain base optimizer")
-    elif question.max_steps > 0:
+    elif groups and question.max_steps > 0:
         found["groupings"] = question.max_steps // found["interval"]
         if not found["groupings"]:
             findings.watch_out.append(

@@ -30,8 +30,8 @@ class Memory:
 
     Attributes:
         moments: the base optimizer's state, and what rounding took from 16-bit parameters, if that is kept.
-        labels: the elements' clusters.
-        scales: scales and boundaries of layers, and step counts.
+        labels: the elements' clusters, or their running importance.
+        scales: scales and boundaries, or what is kept, of layers, and step counts.
         adamw: state of `torch.optim.AdamW` over the same tensors.
         step: the most that a step takes for a moment beside that.
         grouping: about what a grouping takes for a moment at most, with what is sent.
@@ -57,7 +57,8 @@ def memory_of(optimizer: ScaledOptimizer, members: list[Member]) -> Memory:
     for member in members:
         base = optimizer.base.slots(member.param, member.group)
         for key, slot in optimizer._slots(member).items():
-            kind = "moments" if key in base or key == COMPENSATION else "labels" if key == "labels" else "scales"
+            kind = "labels" if slot.shape == member.param.shape else "scales"
+            kind = "moments" if key in base or key == COMPENSATION else kind
             kinds[kind] += math.prod(slot.shape) * slot.dtype.itemsize
         kinds["scales"] += _STEP
         adamw += len(base) * member.param.numel() * member.param.dtype.itemsize + _STEP
@@ -69,8 +70,13 @@ def memory_of(optimizer: ScaledOptimizer, members: list[Member]) -> Memory:
         **kinds,
         adamw=adamw,
         step=0 if _is_compiled(optimizer, members) else max((_step_bytes(member) for member in members), default=0),
-        grouping=grouping if segments else 0,
+        grouping=grouping if segments and groups_layers(optimizer) else 0,
     )
+
+
+def groups_layers(optimizer: ScaledOptimizer) -> bool:
+    """Whether it counts momenta now and then, and not sums up gradients in each step."""
+    return "recluster_interval" in optimizer.scaler.options
 
 
 def _is_compiled(optimizer: ScaledOptimizer, members: list[Member]) -> bool:
@@ -86,11 +92,18 @@ def _step_bytes(member: Member) -> int:
     return piece * wide * (5 if member.param.dtype == arithmetic_dtype(member.param) else 9)
 
 
-def sent_bytes(members: list[Member], engine: Engine) -> tuple[int, int]:
-    """Return bytes of the all-reduce of a grouping, and what a ring makes of them in traffic per rank."""
+def sent_bytes(optimizer: ScaledOptimizer, members: list[Member], engine: Engine) -> tuple[int, int]:
+    """Return bytes of the all-reduce of a grouping or of a step, and what a ring makes of them in traffic per rank."""
     shared = [segment for member in members for segment in member.scaled if segment.process_groups]
     if not shared:
         return 0, 0
-    wide = 4 if max(segment.numel for segment in shared) <= _INT32_MAX else 8
-    sent = len(shared) * COUNTS * wide
+    if groups_layers(optimizer):
+        sent = len(shared) * COUNTS * (4 if max(segment.numel for segment in shared) <= _INT32_MAX else 8)
+    else:
+        kinds = {optimizer.scaler.reads_gradients(member.group) for member in members}
+        # Of each layer the sum of its gradient, and whether it has one; for trust ratios two sums of squares besides.
+        if optimizer.base.takes_trust_ratio or "by layer" in kinds:
+            sent = len(shared) * (4 if optimizer.base.takes_trust_ratio else 2) * 8
+        else:
+            sent = 8 if "together" in kinds else 0
     return sent, round(2 * (engine.shards - 1) / engine.shards * sent)

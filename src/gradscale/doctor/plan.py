@@ -127,9 +127,9 @@ def _why_not(param: torch.Tensor, member: Member | None) -> str | None:
     """Why a parameter is not scaled, in words; whether it is, is the scaler's decision alone."""
     if member is None:
         return "frozen"
-    if member.scaled:
-        return None
     group: Mapping[str, Any] = member.group
+    if member.scaled:  # some scalers count every parameter in a sum
+        return None if group["scaled"] else "not in target modules"
     if param.numel() == 0:
         return "empty"
     if param.dim() < 2:

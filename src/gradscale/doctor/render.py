@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _WIDTH = 100  # of what is wrapped
+_INTERVAL = "recluster_interval"
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.)\d+$")
 
 
@@ -97,11 +98,9 @@ def _optimizer(report: Mapping[str, Any]) -> str:
     elements = optimizer["scaled_elements"]
     share = f"{100 * elements / trained:.4g} % of what is trained" if trained else "none"
     interval, groupings = optimizer["interval"], optimizer["groupings"]
-    when = (
-        f"every {interval} steps"
-        if interval
-        else f"every {options['recluster_interval']} of the run (--max_steps tells)"
-    )
+    when = [f"every {interval} steps"]
+    if not interval:
+        when = [f"every {options[name]} of the run (--max_steps tells)" for name in options if name == _INTERVAL]
     times = "" if groupings is None else f", {groupings} times in the run"
     words = ", ".join(f"{name}={_value(value)}" for name, value in options.items())
     first, *rest = textwrap.wrap(words, _WIDTH, break_long_words=False, break_on_hyphens=False)
@@ -111,18 +110,19 @@ def _optimizer(report: Mapping[str, Any]) -> str:
             ["  options", first],
             *(["", line] for line in rest),
             ["  scaled layers", f"{optimizer['scaled_layers']}, {elements:,} elements ({share})"],
-            ["  grouped", when + times],
+            *(["  grouped", words + times] for words in when),
         ]
     )
 
 
 def _memory(memory: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
     extra = memory["state"] - memory["adamw"]
+    grouped = _INTERVAL in optimizer["options"]
     rows = [
         [f"Memory of the optimizer, on the rank that holds most ({memory['where']})", ""],
         [f"  moments (of tensors in {memory['stepped_in']})", size(memory["moments"])],
-        ["  labels", size(memory["labels"])],
-        ["  scales, boundaries, step counts", size(memory["scales"])],
+        ["  labels" if grouped else "  running importance", size(memory["labels"])],
+        [f"  {'scales, boundaries' if grouped else 'sums of layers'}, step counts", size(memory["scales"])],
         ["  state, together", size(memory["state"])],
         [
             "    torch's AdamW for comparison",
@@ -130,7 +130,7 @@ def _memory(memory: Mapping[str, Any], optimizer: Mapping[str, Any]) -> str:
         ],
         ["  for a moment in each step, up to", size(memory["step"])],
     ]
-    if optimizer["scaled_layers"]:
+    if optimizer["scaled_layers"] and grouped:
         rows.append(["  for a moment in a grouping, about", size(memory["grouping"])])
     return _table(rows)
 
@@ -139,6 +139,12 @@ def _sent(report: Mapping[str, Any]) -> str:
     sent, layers = report["sent"], report["optimizer"]["scaled_layers"]
     if report["engine"]["processes"] == 1 or not layers:
         return ""
+    if sent["counts_per_layer"] is None:
+        if not sent["all_reduce"]:
+            return _table([["Sent in each step", "nothing: every rank has all that it needs"]])
+        traffic = size(sent["ring_traffic_per_rank"])
+        rows = [["Sent in each step", "one all-reduce"], ["  of", size(sent["all_reduce"])]]
+        return _table([*rows, ["  as a ring, from each rank", traffic]])
     if not sent["all_reduce"]:
         return _table([["Sent in a grouping", "nothing: every rank groups its whole copy"]])
     width = sent["all_reduce"] // (layers * sent["counts_per_layer"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscale.integrations.text_lists import UnbalancedError, split_top_level
-from gradscale.options import Choice, OptionError, check_options
+from gradscale.options import Choice, Maybe, OptionError, check_options
 from gradscale.registry import OptimizerEntry
 
 # Constructor keywords that have a TrainingArguments field of their own.
@@ -74,6 +74,8 @@ def _typed(raw: Any, key: str, entry: OptimizerEntry) -> Any:
     option = entry.options.get(key)
     if option is not None and isinstance(option.kind, Choice):
         return _unquoted(raw)
+    if option is not None and isinstance(option.kind, Maybe) and raw.strip().lower() in ("none", "null"):
+        return None
     return _literal(raw, key)
 
 

@@ -92,7 +92,7 @@ def constructor_options(args: Any, entry: OptimizerEntry) -> dict[str, Any]:
     `--optim_args` win over the fields of `TrainingArguments`, and these over the registry's defaults for trainers.
 
     Raises:
-        OptionError: an option is unknown, malformed or out of range.
+        OptionError: an option is unknown, malformed or out of range, or two contradict each other.
     """
     for name, option in _NOT_NEGATIVE.items():
         _check_field(name, getattr(args, name), option)
@@ -103,7 +103,13 @@ def constructor_options(args: Any, entry: OptimizerEntry) -> dict[str, Any]:
             values = tuple(getattr(args, name) for name in fields)
             label = "/".join(fields)
             options[keyword] = _check_field(label, values if len(fields) > 1 else values[0], entry.options[keyword])
-    return {**options, **given}
+    options |= given
+    for check in entry.checks:
+        try:
+            check({**{name: option.default for name, option in entry.options.items()}, **options})
+        except OptionError as error:
+            raise OptionError(f"--optim_args: {error}") from None
+    return options
 
 
 def _check_field(label: str, value: Any, option: Option) -> Any:

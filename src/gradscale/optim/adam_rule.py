@@ -24,6 +24,7 @@ class AdamRule:
     decoupled_weight_decay: bool
     momentum: str = "exp_avg"
     takes_trust_ratio: bool = False
+    counts_steps: bool = True
 
     @property
     def options(self) -> Mapping[str, Option]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from gradscale.bases.adam import Number
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
+from gradscale.option_checks import check_dgs
 from gradscale.option_tables import DGS, DGS_ON_ADAM
-from gradscale.options import Option, OptionError
+from gradscale.options import Option
 from gradscale.scalers.dgs import (
     Form,
     collective_importance,
@@ -57,27 +58,8 @@ class DGSScaler:
         return DGS_ON_ADAM if self.on_adam else DGS
 
     def check(self, group: Group) -> None:
-        """Resets are of a running mean, and some forms divide by eps alone where there is no gradient.
-
-        Raises:
-            OptionError: there is no running mean to reset, or eps is 0 in a form that needs it.
-        """
-        for name in ("reset_every", "reset_spike"):
-            if group[name] is not None and group["importance_decay"] == 0:
-                raise OptionError(
-                    f"{name}={group[name]} needs a running importance to reset: set importance_decay above 0 (without "
-                    "it importance is today's gradient alone)"
-                )
-        if group["form"] in ("importance", "full") and self._eps(group) == 0:
-            inherits = self.on_adam and group["importance_eps"] is None
-            name = "importance_eps" if self.on_adam and not inherits else "eps"
-            hint = "; importance_eps above 0 allows it" if inherits else ""
-            raise OptionError(
-                f"{name}=0 is not allowed with form={group['form']!r}: where there is no gradient, 1 / 0{hint}"
-            )
-        low, high = group["factor_bounds"]
-        if not low <= 1 <= high:
-            raise OptionError(f"factor_bounds={(low, high)} is not allowed: expected 1 between the two")
+        """See `check_dgs`."""
+        check_dgs(group)
 
     def scales(self, shape: torch.Size, group: Group) -> bool:
         """Every parameter that is there takes part, if only in the sum over all."""

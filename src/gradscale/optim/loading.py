@@ -120,6 +120,9 @@ class StateLoading(Optimizer):
                     changed[name] = f"{name}={merged[name]!r} (not {group[name]!r})"
             for place, (key, param) in enumerate(zip(saved["params"], group["params"], strict=True)):
                 state = state_dict["state"].get(key)
+                if state and "step" not in state and not self.base.counts_steps:
+                    # There was one at least. All that counts is that the next gradient is not the first.
+                    state = {"step": saved.get("steps", 1), **state}
                 # FSDP1 brings nothing for a tensor with nothing here, but each rank knows the scales of all layers.
                 nothing_here = not state and param.numel() == 0 and KEY in saved
                 if state or nothing_here:

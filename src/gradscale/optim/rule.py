@@ -89,6 +89,10 @@ class BaseRule(Hashable, Protocol):
         """Whether weight decay shrinks the parameter itself instead of entering the gradient."""
 
     @property
+    def counts_steps(self) -> bool:
+        """Whether torch's own optimizer of this rule counts its steps, so that state without a count is damaged."""
+
+    @property
     def takes_trust_ratio(self) -> bool:
         """Whether `accumulate` takes the trust ratio of the layer, after its constants; `trust_ratio` gives it."""
 

@@ -13,8 +13,9 @@ from gradscale.bases.adam import Number
 from gradscale.bases.lars import lars_momentum, lars_trust_ratio
 from gradscale.bases.sgd import SGDFactors, sgd_direction, sgd_factors, sgd_momentum
 from gradscale.optim.rule import Group, Plan, Slot
+from gradscale.option_checks import check_sgd
 from gradscale.option_tables import LARS, SGD
-from gradscale.options import Option, OptionError
+from gradscale.options import Option
 
 
 def _buffer(param: Tensor) -> Slot:
@@ -30,6 +31,7 @@ class SGDRule:
     decoupled_weight_decay: bool = False
     momentum: str = "momentum_buffer"
     takes_trust_ratio: bool = False
+    counts_steps: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -37,16 +39,8 @@ class SGDRule:
         return SGD
 
     def check(self, group: Group) -> None:
-        """Nesterov's momentum looks ahead along a momentum that is not dampened.
-
-        Raises:
-            OptionError: there is none, or it is.
-        """
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise OptionError(
-                f"nesterov=True needs momentum above 0 and dampening=0, got momentum={group['momentum']} and "
-                f"dampening={group['dampening']}"
-            )
+        """See `check_sgd`."""
+        check_sgd(group)
 
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
         """The momentum buffer, if there is momentum."""
@@ -90,6 +84,7 @@ class LARSRule:
     decoupled_weight_decay: bool = False
     momentum: str = "momentum_buffer"
     takes_trust_ratio: bool = True
+    counts_steps: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
