@@ -77,7 +77,8 @@ class StepLoop(UniversalLoading):
             self._prepared(turns, "apply", self._relabels(turns))
         for group in self.param_groups:
             group["steps"] = clock
-        torch._foreach_add_(steps, [_ONE] * len(steps))  # a third of the time of a number
+        if steps:  # FSDP1 may give this rank nothing to update
+            torch._foreach_add_(steps, [_ONE] * len(steps))  # a third of the time of a number
         if numbers is not None and apart:
             # No parameter moves before the gradients of all are known. The last call moves all.
             self._held.extend(turns)
