@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from gradscale.integrations import registration
 
 if TYPE_CHECKING:
+    from gradscale.adapter.dgs import DGS as DGS
+    from gradscale.adapter.sgg import SGG as SGG
     from gradscale.optim.dgs import DGSLARS as DGSLARS
     from gradscale.optim.dgs import DGSSGD as DGSSGD
     from gradscale.optim.dgs import DGSAdam as DGSAdam
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from gradscale.options import OptionError as OptionError
 
 _PUBLIC = {
+    "DGS": "gradscale.adapter.dgs",
     "DGSAdam": "gradscale.optim.dgs",
     "DGSAdamW": "gradscale.optim.dgs",
     "DGSLARS": "gradscale.optim.dgs",
@@ -31,11 +34,13 @@ _PUBLIC = {
     "GroupingReport": "gradscale.optim.report",
     "LayerReport": "gradscale.optim.report",
     "OptionError": "gradscale.options",
+    "SGG": "gradscale.adapter.sgg",
     "SGGAdam": "gradscale.optim.sgg_adam",
     "SGGAdamW": "gradscale.optim.sgg_adam",
 }
 
 __all__ = [  # noqa: F822
+    "DGS",
     "DGSAdam",
     "DGSAdamW",
     "DGSLARS",
@@ -43,6 +48,7 @@ __all__ = [  # noqa: F822
     "GroupingReport",
     "LayerReport",
     "OptionError",
+    "SGG",
     "SGGAdam",
     "SGGAdamW",
     "__version__",

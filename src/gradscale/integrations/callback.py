@@ -7,7 +7,6 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback
 
 from gradscale.integrations.training_args_patch import entry_of
-from gradscale.options import DEFERRED
 
 
 class ScaleCallback(TrainerCallback):
@@ -28,7 +27,7 @@ class ScaleCallback(TrainerCallback):
             return
         # An optimizer chosen by name always follows the Trainer, also where a checkpoint brought back the length of an
         # earlier run. One that the user made keeps the length that the user gave.
-        if entry_of(args) is not None or any(group["total_steps"] == DEFERRED for group in inner.param_groups):
+        if entry_of(args) is not None or inner.waits_for_total_steps:
             inner.set_total_steps(state.max_steps)
 
     def on_log(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +78,19 @@ class _Known:
 class MemberTable:
     """Finds the members of param groups; what engines did is read once per tensor."""
 
-    def __init__(self, roster: Roster, scaler: Scaler) -> None:
+    def __init__(
+        self, roster: Roster, scaler: Scaler, options_of: Callable[[Group], Group] = lambda group: group
+    ) -> None:
+        """Make the table.
+
+        Args:
+            roster: what the optimizer was given.
+            scaler: the scaler.
+            options_of: the options of a param group, by the names that scalers read.
+        """
         self._roster = roster
         self._scaler = scaler
+        self._options_of = options_of
         self._views: dict[int, _Known] = {}
 
     def member(self, param: Tensor, group: Group, index: int, place: int, options: Group | None = None) -> Member:
@@ -96,16 +106,17 @@ class MemberTable:
         Raises:
             UnsupportedShardingError: an engine that is not supported has put the tensor there.
         """
-        options = group if options is None else options
+        options = self._options_of(group) if options is None else options
         return self._member(param, group, index, place, options, self._values(options))
 
     def members(self, groups: Sequence[Group]) -> list[Member]:
         """Return all members of param groups, in order. Raises as `member`."""
         members = []
         for index, group in enumerate(groups):
-            values = self._values(group)
+            options = self._options_of(group)
+            values = self._values(options)
             members += [
-                self._member(param, group, index, place, group, values) for place, param in enumerate(group["params"])
+                self._member(param, group, index, place, options, values) for place, param in enumerate(group["params"])
             ]
         return members
 

@@ -14,7 +14,7 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
 from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
-from gradscale.options import Integer, Option, OptionError, check_option, check_options
+from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
 from gradscale.sharding.roster import Roster
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -72,6 +72,11 @@ class ScaledOptimizer(StepLoop):
     def kernel(self) -> str:
         """How the step runs, as given: "auto", "compiled" or "eager". Not part of `state_dict()`."""
         return self._kernel.choice
+
+    @property
+    def waits_for_total_steps(self) -> bool:
+        """Whether the length of the run was promised and has not come."""
+        return any(group["total_steps"] == DEFERRED for group in self.param_groups)
 
     def set_total_steps(self, total_steps: int) -> None:
         """Set the length of the run, in optimizer steps, to which fractional intervals refer.

@@ -15,7 +15,8 @@ from gradscale.optim.kernels.compiled import recording
 from gradscale.scalers.dgs import sum_of_importance, sum_of_squares
 
 _PROBE = 1048583  # elements; see `gradscale.optim.kernels.compiled`
-_CHECKED = 1003
+_ROW = 4096  # elements summed by one thread without a break: the compiler makes two threads' work of rows only
+_CHECKED = (1003, _ROW, 2 * _ROW + 3)  # no row, one, and several with a rest
 
 # By device, dtypes and number of tensors. None where it cannot be had.
 _CODE: dict[Any, Callable[[list[Any]], Any] | None] = {}
@@ -49,9 +50,14 @@ def sums_compiled(tensors: list[Tensor]) -> list[Tensor]:
 
 def _compile(tensors: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
     def one_pass(*vectors: Tensor) -> tuple[Tensor, ...]:
-        grad, *weights = [vector.to(torch.float64) for vector in vectors]
-        total = grad.abs().sum()
-        return (total, (weights[0] * weights[0]).sum(), (grad * grad).sum()) if weights else (total,)
+        length = len(vectors[0]) // _ROW * _ROW
+        grad, *weights = [
+            (vector[:length].view(-1, _ROW).to(torch.float64), vector[length:].to(torch.float64)) for vector in vectors
+        ]
+        total = _total(*[part.abs() for part in grad])
+        return (
+            (total, *[_total(*[part * part for part in parts]) for parts in (*weights, grad)]) if weights else (total,)
+        )
 
     def made_up(length: int) -> list[Tensor]:
         numbers = torch.arange(length, device=tensors[0].device)
@@ -71,12 +77,16 @@ def _compile(tensors: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
         known = [*vectors, len(vectors[0])]
         return seen["call"]([known[place] for place in order])
 
-    mine = made_up(_CHECKED)
     same = all(
         torch.isclose(one, other, rtol=1e-12, atol=0.0)
+        for mine in map(made_up, _CHECKED)
         for one, other in zip(call(mine), sums_eagerly(mine), strict=True)
     )
     return call if same else None
+
+
+def _total(rows: Tensor, rest: Tensor) -> Tensor:
+    return rows.sum(dim=1).sum() + rest.sum()
 
 
 def _place(argument: Any, probes: list[Tensor]) -> Any:

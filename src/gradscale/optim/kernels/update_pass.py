@@ -76,7 +76,9 @@ class UpdatePass:
                 grad = -grad
             if self.coupled_decay:
                 grad = grad + value * coupled
-            taken = own if not self.rule.takes_trust_ratio or trust_ratio is None else (*own, trust_ratio)
+            # Padding, which belongs to no layer, is stepped like a vector.
+            ratio: tuple[Number, ...] = (1.0 if trust_ratio is None else trust_ratio,)
+            taken = (*own, *ratio) if self.rule.takes_trust_ratio else own
             self.rule.accumulate(grad, moments, taken, self.rule_plan)
             for key, tensor in moments.items():
                 if tensor is not state[key]:

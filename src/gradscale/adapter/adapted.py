@@ -1,0 +1,283 @@
+"""The optimizer around another one: a factor on its update, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscale.adapter.one_tensor import OneTensor
+from gradscale.adapter.options import Options, OptionViews
+from gradscale.adapter.own_state import OwnState
+from gradscale.adapter.rescale import Rescaled
+from gradscale.adapter.traits import Traits, traits_of
+from gradscale.optim.kernels.choice import StepKernel
+from gradscale.optim.members import Member, MemberTable
+from gradscale.optim.param_groups import group_members, names_of
+from gradscale.optim.rule import Scaler
+from gradscale.optim.scaled import ScaledOptimizer
+from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option
+from gradscale.sharding.coverage import check_coverage
+from gradscale.sharding.roster import Roster
+from gradscale.sharding.view import UnsupportedShardingError
+
+
+class Adapted(Optimizer):
+    """Base class of the adapters.
+
+    `param_groups` and `state` are the base's own, so that schedulers, trainers and engines find what they look for. The
+    adapter's options stand in the param groups under names with a prefix; its state is beside the base's, and joins it
+    in `state_dict()`.
+
+    Attributes:
+        prefix: of its names in param groups and in saved state.
+        scaler: the scaler.
+        base_optimizer: the optimizer that is wrapped.
+    """
+
+    prefix: ClassVar[str]
+    scaler: ClassVar[Scaler]
+    base_optimizer: Optimizer | None = None
+
+    def __init__(self, base_optimizer: Optimizer, options: Mapping[str, Any], module: nn.Module | None) -> None:
+        name = type(self).__name__
+        if not isinstance(base_optimizer, Optimizer):
+            raise OptionError(
+                f"base_optimizer of type {type(base_optimizer).__name__} is not allowed: expected a "
+                "torch.optim.Optimizer, made of the parameters that it is to train"
+            )
+        if isinstance(base_optimizer, Adapted | ScaledOptimizer):
+            raise OptionError(f"{name} cannot wrap {type(base_optimizer).__name__}, which scales its updates already")
+        if module is not None and not isinstance(module, nn.Module):
+            raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
+        self._options = OptionViews(self.prefix, self.scaler, options)
+        # Before anything is changed: groups may say something of their own, and no optimizer may be left half wrapped.
+        checked = [self._options.checked(group) for group in base_optimizer.param_groups]
+        traits = [traits_of(base_optimizer, group) for group in base_optimizer.param_groups]
+        # torch's constructor wants parameters. It gets one that is forgotten as soon as the base is there.
+        super().__init__([nn.Parameter(torch.empty(1))], {})
+        for group, own in zip(base_optimizer.param_groups, checked, strict=True):
+            group.update(own)
+        self.base_optimizer = base_optimizer
+        self.defaults = base_optimizer.defaults
+        self._traits = traits
+        self._own = self._make_own_state()
+        self._roster = Roster()
+        names = names_of(module)
+        for group in base_optimizer.param_groups:
+            self._roster.add_group(group, [(given or names.get(p), p) for given, p in group_members(group)])
+        self._reset()
+
+    def _make_own_state(self) -> OwnState:
+        return OwnState(self.prefix, self.scaler)
+
+    def _reset(self) -> None:
+        self._table = MemberTable(self._roster, self.scaler, self._options.of)
+        self._kernel = StepKernel("auto", type(self).__name__)
+        self._waiting: list[tuple[Member, Tensor]] = []
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of the base, with the adapter's options in them."""
+        return self.__dict__["_nobodys"] if self.base_optimizer is None else self.base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self.base_optimizer is None:
+            self.__dict__["_nobodys"] = groups
+        else:
+            self.base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """That of the base."""
+        return {} if self.base_optimizer is None else self.base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self.base_optimizer is not None:
+            self.base_optimizer.state = state
+
+    @property
+    def traits(self) -> list[Traits]:
+        """What was found out of the base, for each param group."""
+        return list(self._traits)
+
+    @property
+    def waits_for_total_steps(self) -> bool:
+        """Whether the length of the run was promised and has not come."""
+        return any(group[f"{self.prefix}total_steps"] == DEFERRED for group in self.param_groups)
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Set the length of the run, in optimizer steps, to which fractional intervals refer.
+
+        Raises:
+            OptionError: it is not an integer of at least 1.
+        """
+        checked = check_option("total_steps", total_steps, Option(Integer(1), None, "optimizer steps of the run"))
+        self._options.set("total_steps", checked, self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group to the base; the adapter's options in it are checked before anything is changed.
+
+        Raises:
+            OptionError: an option is out of range, or the base's updates of this group cannot be scaled.
+        """
+        if self.base_optimizer is None:
+            return super().add_param_group(param_group)
+        base = self.base_optimizer
+        own = self._options.checked(param_group)
+        own[f"{self.prefix}steps"] = max((int(group[f"{self.prefix}steps"]) for group in self.param_groups), default=0)
+        base.add_param_group({**param_group, **own})
+        added = base.param_groups[-1]
+        try:
+            self._traits.append(traits_of(base, added))
+        except OptionError:
+            base.param_groups.pop()
+            raise
+        self._roster.add_group(added, group_members(added))
+        return None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # overloads
+        """Let the base take a step, and scale it.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called once, with gradients enabled.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or an engine has sharded the parameters in a way that the base, or what
+                the scaler keeps of a layer, cannot go with. Nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        members = list(self._members())
+        updates = [member for member in members if member.param.grad is not None]
+        if not updates and not any(member.view.process_groups for member in members):
+            return loss
+        together = self._table.training_step(members)
+        self._refuse(together, updates)
+        new = self._table.unchecked(together)
+        if new:
+            check_coverage([member.view for member in new])
+            self._table.mark_checked(new)
+        turns = [(member, member.param.grad) for member in updates if member.param.grad is not None]
+        if any(member.view.stepped_apart is not None for member in updates):
+            self._waiting.extend(turns)
+            here = {id(member.param) for member, _ in self._waiting}
+            if any(id(member.param) not in here for member in together):
+                return loss  # DeepSpeed brings the others in further calls of this training step
+            turns, self._waiting = self._waiting, []
+        clock = 1 + max(int(group[f"{self.prefix}steps"]) for group in self._roster.groups())
+        self._take(together, turns, clock)
+        current = {id(member.param) for member in updates}
+        for member, _ in turns:
+            if id(member.param) not in current and member.view.publish is not None:
+                member.view.publish()
+        for group in self._roster.groups():
+            group[f"{self.prefix}steps"] = clock
+        return loss
+
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
+        """Take the training step. Every rank must call it."""
+        raise NotImplementedError
+
+    def _update(self, turns: list[tuple[Member, Tensor]], rescaled: Callable[[Member, Tensor], Rescaled]) -> None:
+        """Update tensors one after the other.
+
+        Args:
+            turns: tensors and their gradients.
+            rescaled: how the update of one is scaled.
+        """
+        assert self.base_optimizer is not None
+        alone = OneTensor(self.base_optimizer)
+        for member, grad in turns:
+            options: Options = self._options.of_member(member)
+            rescaled(member, grad).update(alone, options.group, self._traits_of(options.group), member.param, grad)
+        alone.finish()
+
+    def _members(self) -> Iterator[Member]:
+        for index, group in enumerate(self.param_groups):
+            for place, param in enumerate(group["params"]):
+                yield self._table.member(param, group, index, place)
+
+    def _traits_of(self, group: dict[str, Any]) -> Traits:
+        return self._traits[self._roster.positions([group])[0]]
+
+    def _refuse(self, together: list[Member], updates: list[Member]) -> None:
+        for member in updates:
+            grad = member.param.grad
+            if grad is not None and grad.layout != torch.strided:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+        flat = [member for member in together if member.view.flat]
+        if not flat:
+            return
+        base = type(self.base_optimizer).__name__
+        if any(not self._traits_of(self._options.of_member(member).group).elementwise for member in flat):
+            raise UnsupportedShardingError(
+                f"an engine laid shards of several layers into one vector, and {base}'s update of an element depends "
+                "on others of its layer: use FSDP2 or DDP, or an elementwise base"
+            )
+        if any(self._own.slots(member) for member in flat):
+            raise UnsupportedShardingError(
+                f"an engine laid shards of several layers into one vector, of which {type(self).__name__} keeps state "
+                "that it cannot keep there: use FSDP2 or DDP, or an optimizer by name, such as sgg_adamw"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base's state, with the adapter's joined to that of each parameter."""
+        assert self.base_optimizer is not None
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        state_dict = self._own.joined(self.base_optimizer.state_dict(), self.param_groups)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load state as saved by `state_dict()`, or by the plain base (whose layers then start without a scale).
+
+        Raises:
+            ValueError: the state does not fit the parameters, or is damaged. Nothing has changed then.
+        """
+        assert self.base_optimizer is not None
+        state_dict = copy.copy(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        groups = self._options.filled(state_dict, self.param_groups)
+        members = list(self._members())
+        of_base, own = self._own.split(state_dict, groups, members)
+        positions = self._roster.positions(self.param_groups)
+        self.base_optimizer.load_state_dict(of_base)
+        self._roster.rebind(positions, self.param_groups)
+        self._own.take(own, self.param_groups)
+        self._own.restore(list(self._members()))
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "base_optimizer": self.base_optimizer,
+            "defaults": self.defaults,
+            "_traits": self._traits,
+            "_options": self._options,
+            "_own": self._own.by_place(self.param_groups),
+            "_roster": self._roster.of_groups(self.param_groups),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take state from unpickling or copying."""
+        own, roster = state.pop("_own"), state.pop("_roster")
+        super().__setstate__(state)
+        self._own = self._make_own_state()
+        self._own.take(own, self.param_groups)
+        self._roster = Roster.restored(roster, self.param_groups)
+        self._reset()

@@ -1,0 +1,134 @@
+"""What an adapter keeps of each parameter, beside the base's state.
+
+Many bases take any key in their own for a sign that they have made it already.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gradscale.adapter.one_tensor import Group
+from gradscale.optim.members import Member
+from gradscale.optim.rule import Scaler, Slot, State
+from gradscale.optim.state_io import check_form, check_state, new_tensor
+
+
+class OwnState:
+    """The adapter's state of every parameter.
+
+    Args:
+        prefix: of the keys in saved state.
+        scaler: the scaler, whose state it is.
+
+    Attributes:
+        states: by parameter.
+    """
+
+    def __init__(self, prefix: str, scaler: Scaler) -> None:
+        self._prefix, self._scaler = prefix, scaler
+        self.states: dict[Tensor, State] = {}
+
+    def slots(self, member: Member) -> dict[str, Slot]:
+        """What is kept of a tensor."""
+        if not member.scaled:
+            return {}
+        return self._scaler.slots(member.param.shape, member.rows, member.group)
+
+    def of(self, member: Member) -> State:
+        """Return the state of a tensor; it is made, or completed, if need be."""
+        state = self.states.setdefault(member.param, {})
+        for key, slot in self.slots(member).items():
+            if key not in state or state[key].shape != slot.shape:
+                state[key] = new_tensor(slot, member.param)
+        return state
+
+    def joined(self, state_dict: dict[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+        """Return the base's state dict, with this state joined to that of each parameter."""
+        state = dict(state_dict["state"])
+        for packed, group in zip(state_dict["param_groups"], groups, strict=True):
+            for key, param in zip(packed["params"], group["params"], strict=True):
+                own = {f"{self._prefix}{name}": value for name, value in self.states.get(param, {}).items()}
+                if own:
+                    state[key] = {**state.get(key, {}), **own}
+        return {**state_dict, "state": state}
+
+    def split(
+        self, state_dict: Mapping[str, Any], groups: Sequence[Group], members: Sequence[Member]
+    ) -> tuple[dict[str, Any], list[list[State]]]:
+        """Part saved state into the base's and this.
+
+        Args:
+            state_dict: as saved.
+            groups: its param groups, with every option.
+            members: all tensors, in the order of the groups.
+
+        Returns:
+            What the base is to load, and this state by group and place.
+
+        Raises:
+            ValueError: it does not fit. Nothing has changed.
+        """
+        check_form(state_dict)
+        state = dict(state_dict["state"])
+        own: list[list[State]] = []
+        left = list(members)
+        for saved in state_dict["param_groups"]:
+            own.append([])
+            for key in saved["params"]:
+                member = left.pop(0) if left else None
+                of_key = state.get(key)
+                mine = {
+                    name[len(self._prefix) :]: value
+                    for name, value in (of_key or {}).items()
+                    if isinstance(name, str) and name.startswith(self._prefix)
+                }
+                if of_key is not None:
+                    rest = {name: value for name, value in of_key.items() if not str(name).startswith(self._prefix)}
+                    state[key] = rest
+                    if not rest:
+                        del state[key]
+                own[-1].append(self._checked(mine, member) if mine and member is not None else {})
+        return {**state_dict, "state": state, "param_groups": list(groups)}, own
+
+    def _checked(self, state: State, member: Member) -> State:
+        slots = self.slots(member)
+        name = ", ".join(segment.name for segment in member.view.segments[:3])
+        check_state({"step": 0, **state}, slots, {"step"}, owner=f"{self._prefix.rstrip('_').upper()}, {name}")
+        return state if all(key in state for key in slots) else {}
+
+    def take(self, own: Sequence[Sequence[State]], groups: Sequence[Group]) -> None:
+        """Take state, by group and place, in the place of all that there is."""
+        self.states = {}
+        for states, group in zip(own, groups, strict=True):
+            for state, param in zip(states, group["params"], strict=True):
+                if state:
+                    self.states[param] = dict(state)
+
+    def restore(self, members: Sequence[Member]) -> None:
+        """Bring state that has been loaded to the devices and dtypes that it is kept in, and say what has none."""
+        unknown = 0
+        for member in members:
+            slots, state = self.slots(member), self.states.get(member.param)
+            if slots and not state:
+                unknown += len(member.scaled)
+            for key, value in (state or {}).items():
+                if isinstance(value, Tensor) and key in slots:
+                    # Never the saved tensor itself, which the caller may go on with.
+                    assert state is not None
+                    state[key] = value.detach().clone().to(device=member.param.device, dtype=slots[key].dtype)
+        if unknown:
+            what = "running importance" if self._scaler.history is not None else "groups"
+            warnings.warn(
+                f"the loaded state has no {what} for {unknown} layers (saved by the plain optimizer, or before their "
+                "first step): they start anew",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def by_place(self, groups: Sequence[Group]) -> list[list[State]]:
+        """Return this state by group and place."""
+        return [[self.states.get(param, {}) for param in group["params"]] for group in groups]
