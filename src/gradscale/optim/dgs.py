@@ -5,65 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscale.optim.adam_rule import AdamRule
 from gradscale.optim.dgs_scaler import DGSScaler
 from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.optim.sgd_rules import LARSRule, SGDRule
+from gradscale.options import nearest
 
-Form = Literal["equation", "importance", "full", "normalized"]
+_SWITCHES = ("foreach", "capturable", "differentiable", "fused")
+_OPTIONS: dict[str, Any] = {
+    "form": "full",
+    "beta": 1.0,
+    "sigma": 1.0,
+    "gamma": None,
+    "importance_decay": 0.0,
+    "reset": "soft",
+    "reset_decay": 0.1,
+    "reset_every": None,
+    "reset_spike": None,
+    "factor_bounds": (0.1, 10.0),
+    "maximize": False,
+    "total_steps": None,
+    "kahan_sum": False,
+}
+_OTHERS: dict[str, Any] = {"kernel": "auto", "module": None, "target_modules": None, **dict.fromkeys(_SWITCHES)}
 
 
 class _DGS(ScaledOptimizer):
-    """What the four share: their options beside those of the base."""
+    """What the four share: their options beside those of the base, as `DGSSGD` lists them."""
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        of_base: dict[str, Any],
-        *,
-        form: Form = "full",
-        beta: float = 1.0,
-        sigma: float = 1.0,
-        gamma: float | None = None,
-        importance_decay: float = 0.0,
-        reset: Literal["soft", "hard"] = "soft",
-        reset_decay: float = 0.1,
-        reset_every: int | None = None,
-        reset_spike: float | None = None,
-        factor_bounds: tuple[float, float] = (0.1, 10.0),
-        maximize: bool = False,
-        total_steps: int | Literal["deferred"] | None = None,
-        kahan_sum: bool = False,
-        kernel: Literal["auto", "compiled", "eager"] = "auto",
-        module: nn.Module | None = None,
-        target_modules: str | list[str] | None = None,
-        foreach: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
-        fused: bool | None = None,
-    ) -> None:
-        defaults = {
-            **of_base,
-            "form": form,
-            "beta": beta,
-            "sigma": sigma,
-            "gamma": gamma,
-            "importance_decay": importance_decay,
-            "reset": reset,
-            "reset_decay": reset_decay,
-            "reset_every": reset_every,
-            "reset_spike": reset_spike,
-            "factor_bounds": factor_bounds,
-            "maximize": maximize,
-            "total_steps": total_steps,
-            "kahan_sum": kahan_sum,
-        }
-        switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
-        super().__init__(
-            params, defaults, module=module, target_modules=target_modules, switches=switches, kernel=kernel
-        )
+    def __init__(self, params: Iterable[Any], of_base: dict[str, Any], **options: Any) -> None:
+        known = {**_OPTIONS, **_OTHERS}
+        for name in options:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
+                    f"{nearest(name, (*known, *of_base))}"
+                )
+        others = {name: options.get(name, default) for name, default in _OTHERS.items()}
+        switches = {name: others.pop(name) for name in _SWITCHES}
+        own = {name: options.get(name, default) for name, default in _OPTIONS.items()}
+        super().__init__(params, {**of_base, **own}, switches=switches, **others)
 
 
 class DGSSGD(_DGS):

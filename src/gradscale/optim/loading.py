@@ -70,7 +70,7 @@ class StateLoading(Optimizer):
             handle.remove()
 
     def _reset_engine_caches(self) -> None:
-        self._table = MemberTable(self._roster, self.scaler)
+        self._table = MemberTable(self._roster, self.scaler, others=(*COMMON, *self.base.options))
         self._held = []
         self._ungrouped = set()
 
@@ -239,11 +239,16 @@ class StateLoading(Optimizer):
                 self._init_state(member)
 
     def _init_state(self, member: Member) -> None:
-        """Make the state of a tensor that has none."""
+        """Make the state of a tensor: all of it, or what an option asks for that was changed since the last step."""
         param, state = member.param, self.state[member.param]
         if not state:
             state["step"] = step_tensor(0.0)
-            state.update({key: new_tensor(slot, param) for key, slot in self._slots(member).items()})
+        elif member.has_state:
+            return
+        for key, slot in self._slots(member).items():
+            if key not in state or state[key].shape != slot.shape:
+                state[key] = new_tensor(slot, param)
+        member.has_state.append(True)
 
 
 def _check_and_hold(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

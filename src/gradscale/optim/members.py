@@ -27,6 +27,7 @@ class Member:
         view: what is in it.
         scaled: the segments of layers that are scaled; row i of a flat tensor's per-layer state is that of the i-th.
         recipes: how passes on it were called last time, where it is one strip.
+        has_state: not empty once its state has been looked through, with these options.
     """
 
     param: Tensor
@@ -34,6 +35,7 @@ class Member:
     view: TensorView
     scaled: tuple[Segment, ...]
     recipes: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    has_state: list[bool] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def rows(self) -> int | None:
@@ -72,14 +74,18 @@ class _Known:
     view: TensorView
     checked: bool = False
     member: Member | None = None  # the last one made of it
-    options: tuple[Any, ...] = ()  # of the scaler, at that time
+    options: tuple[Any, ...] = ()  # at that time
 
 
 class MemberTable:
     """Finds the members of param groups; what engines did is read once per tensor."""
 
     def __init__(
-        self, roster: Roster, scaler: Scaler, options_of: Callable[[Group], Group] = lambda group: group
+        self,
+        roster: Roster,
+        scaler: Scaler,
+        options_of: Callable[[Group], Group] = lambda group: group,
+        others: Sequence[str] = (),
     ) -> None:
         """Make the table.
 
@@ -87,10 +93,12 @@ class MemberTable:
             roster: what the optimizer was given.
             scaler: the scaler.
             options_of: the options of a param group, by the names that scalers read.
+            others: options besides the scaler's that decide what state there is.
         """
         self._roster = roster
         self._scaler = scaler
         self._options_of = options_of
+        self._deciding = tuple(dict.fromkeys(("scaled", *scaler.options, *others)))
         self._views: dict[int, _Known] = {}
 
     def member(self, param: Tensor, group: Group, index: int, place: int, options: Group | None = None) -> Member:
@@ -146,8 +154,8 @@ class MemberTable:
             self._views[id(member.param)].checked = True
 
     def _values(self, group: Group) -> tuple[Any, ...]:
-        """Return all that decides whether a layer of a group is scaled: users change options between two steps."""
-        return (group["scaled"], *[group[name] for name in self._scaler.options])
+        """Return all that decides what is scaled, and what state there is: users change options between two steps."""
+        return tuple([group[name] for name in self._deciding])
 
     def _member(
         self, param: Tensor, group: Group, index: int, place: int, options: Group, values: tuple[Any, ...]
