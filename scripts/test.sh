@@ -12,5 +12,5 @@ bin=${VENV:-.venv}/bin
 "$bin/ruff" format --check .
 "$bin/mypy"
 PYTHON="$bin/python" bash scripts/test_compat.sh
-# Two workers, a file in one of them: most tests wait for processes that they have started.
-"$bin/python" -m pytest -n 2 --dist loadfile "$@"
+# Three workers on two cores, a file in one of them: most tests wait for processes that they have started.
+"$bin/python" -m pytest -n 3 --dist loadfile "$@"

@@ -39,5 +39,5 @@ for version in "${versions[@]}"; do
     echo "== transformers $version"
     export PYTHONPATH="$PWD/$folder"
     "$python" -c "import transformers; assert transformers.__version__ == '$version', transformers.__version__"
-    "$python" -m pytest -q tests/integrations tests/optim/test_target_modules.py -k "not trl and not other_pythons"
+    "$python" -m pytest -q -n 2 --dist loadfile tests/integrations tests/optim/test_target_modules.py -k "not trl and not other_pythons"
 done

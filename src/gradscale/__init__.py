@@ -15,6 +15,9 @@ from gradscale.integrations import registration
 if TYPE_CHECKING:
     from gradscale.adapter.dgs import DGS as DGS
     from gradscale.adapter.sgg import SGG as SGG
+    from gradscale.amp.grad_scaler import GradScaler as GradScaler
+    from gradscale.control import ALSDGC as ALSDGC
+    from gradscale.integrations.alsdgc_callback import ALSDGCCallback as ALSDGCCallback
     from gradscale.optim.dgs import DGSLARS as DGSLARS
     from gradscale.optim.dgs import DGSSGD as DGSSGD
     from gradscale.optim.dgs import DGSAdam as DGSAdam
@@ -26,11 +29,14 @@ if TYPE_CHECKING:
     from gradscale.options import OptionError as OptionError
 
 _PUBLIC = {
+    "ALSDGC": "gradscale.control",
+    "ALSDGCCallback": "gradscale.integrations.alsdgc_callback",
     "DGS": "gradscale.adapter.dgs",
     "DGSAdam": "gradscale.optim.dgs",
     "DGSAdamW": "gradscale.optim.dgs",
     "DGSLARS": "gradscale.optim.dgs",
     "DGSSGD": "gradscale.optim.dgs",
+    "GradScaler": "gradscale.amp.grad_scaler",
     "GroupingReport": "gradscale.optim.report",
     "LayerReport": "gradscale.optim.report",
     "OptionError": "gradscale.options",
@@ -40,11 +46,14 @@ _PUBLIC = {
 }
 
 __all__ = [  # noqa: F822
+    "ALSDGC",
+    "ALSDGCCallback",
     "DGS",
     "DGSAdam",
     "DGSAdamW",
     "DGSLARS",
     "DGSSGD",
+    "GradScaler",
     "GroupingReport",
     "LayerReport",
     "OptionError",

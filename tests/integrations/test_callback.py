@@ -23,6 +23,10 @@ class Scaled:
         self.param_groups = [{"total_steps": total_steps}]
         self.grouping_report = None
 
+    @property
+    def waits_for_total_steps(self):
+        return self.param_groups[0]["total_steps"] == "deferred"
+
     def set_total_steps(self, n):
         self.param_groups[0]["total_steps"] = n
 

@@ -1,4 +1,4 @@
-"""`gradscale bench step` and `gradscale bench memory`: what a step costs, beside other optimizers."""
+"""`gradscale bench`: what a step costs, and how clipping and loss-scale rules fare, beside others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscale.bench.shapes import WORKLOADS
+from gradscale.cli import bench_control
 from gradscale.options import nearest
 from gradscale.training.errors import ConfigError
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and return the exit status: 0, 1 where shapes were skipped, 2 for a wrong option."""
     arguments = _parser().parse_args(sys.argv[2:] if argv is None else argv)
     try:
-        report, text = _bench(arguments)
+        _check_outputs(arguments)
+        report, text = bench_control.bench(arguments) if "seeds" in arguments else _bench(arguments)
     except ConfigError as error:
         print(f"gradscale bench {arguments.command}: {error}", file=sys.stderr)
         return _USAGE_ERROR
@@ -38,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    _check_outputs(arguments)
     # Here, not above: --help is answered without loading torch.
     import torch
 
@@ -126,10 +127,10 @@ def _device(text: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gradscale bench",
-        description="Measure what an optimizer's step costs on this machine, beside other optimizers.",
+        description="Measure what an optimizer's step costs on this machine, or how ALSDGC fares, beside others.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="step | memory")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="step | memory | clipping | loss-scale")
     step = _command(commands, "step", "time of steps and groupings")
     step.add_argument("--interval", type=_positive, default=500, metavar="T", help="steps between groupings [500]")
     step.add_argument("--steps", type=_positive, default=3, metavar="N", help="of an optimizer in a round [3]")
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--only_step", action="store_true", help="no groupings")
     step.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg or .pdf)")
     _command(commands, "memory", "memory that is kept, and that steps and groupings take for a moment")
+    bench_control.add_parsers(commands)
     return parser
 
 

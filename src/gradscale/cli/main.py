@@ -12,6 +12,7 @@ from gradscale.options import nearest
 SUBCOMMANDS = {
     "run": "gradscale.cli.run:main",
     "train": "gradscale.cli.train:main",
+    "sweep": "gradscale.cli.sweep:main",
     "plot": "gradscale.cli.plot:main",
     "doctor": "gradscale.cli.doctor:main",
     "bench": "gradscale.cli.bench:main",
@@ -22,9 +23,10 @@ usage: gradscale <command> [...]
 
   run     run a script, module or command with gradscale's optimizers known to transformers
   train   pre-train or fine-tune a causal language model from a YAML file
+  sweep   train a recipe over a grid of settings: a table and a heat map of the losses
   plot    draw loss and scales of finished runs
   doctor  tell engine, sharding, scaled layers, memory and what is not supported before a run starts
-  bench   measure what a step costs in time and memory, beside other optimizers
+  bench   measure steps, memory, clipping and loss scales beside others'
 
 `gradscale <command> --help` says more. `gradscale --version` prints the version."""
 

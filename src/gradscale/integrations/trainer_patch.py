@@ -1,7 +1,7 @@
-"""Extend `transformers.trainer`: the registry's optimizers, and the callback that serves them.
+"""Extend `transformers.trainer`: the registry's optimizers, and the callbacks that serve them.
 
 Only public parts are wrapped: the static method `Trainer.get_optimizer_cls_and_kwargs`, which every version of
-transformers since 4.46 has and other trainers call too, and the constructor.
+transformers since 4.46 has and other trainers call too, the constructor, and `train`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import functools
 from types import ModuleType
 from typing import Any
 
+from gradscale.integrations.alsdgc_attach import attach_callback
 from gradscale.integrations.training_args_patch import constructor_options, entry_of
 from gradscale.options import DEFERRED
 from gradscale.registry import OptimizerEntry
 
 
 def patch_trainer(module: ModuleType) -> None:
-    """Wrap `module.Trainer`'s choice of optimizer and its constructor. Calling it again changes nothing.
+    """Wrap `module.Trainer`'s choice of optimizer, its constructor and `train`. Calling it again changes nothing.
 
     Raises:
         AttributeError, ImportError: this transformers looks different. Nothing has been changed then.
@@ -25,6 +26,7 @@ def patch_trainer(module: ModuleType) -> None:
 
     trainer = module.Trainer
     choose, construct = trainer.get_optimizer_cls_and_kwargs, trainer.__init__
+    train: Any = getattr(trainer, "train", None)  # ALSDGCCallback says so itself where it was not attached
     if getattr(choose, "_gradscale", False):
         return
 
@@ -40,10 +42,17 @@ def patch_trainer(module: ModuleType) -> None:
         if not any(isinstance(callback, ScaleCallback) for callback in callbacks):
             # First: what it adds to the logs must be there when TensorBoard and its kind read them.
             callbacks.insert(0, ScaleCallback())
+        attach_callback(self)
+
+    def train_with_callbacks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        attach_callback(self)  # one that was added, or asked for, since
+        return train(self, *args, **kwargs)
 
     get_optimizer_cls_and_kwargs._gradscale = True  # type: ignore[attr-defined]  # our own mark
     trainer.get_optimizer_cls_and_kwargs = staticmethod(get_optimizer_cls_and_kwargs)
     trainer.__init__ = __init__
+    if train is not None:
+        trainer.train = functools.wraps(train)(train_with_callbacks)
 
 
 def optimizer_class_and_kwargs(args: Any, entry: OptimizerEntry, model: Any = None) -> tuple[type[Any], dict[str, Any]]:

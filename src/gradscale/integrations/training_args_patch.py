@@ -1,4 +1,4 @@
-"""Extend `transformers.training_args`: the names of `--optim`, and checks when `TrainingArguments` is built."""
+"""Extend `transformers.training_args`: the names of `--optim`, `--alsdgc`, and checks of `TrainingArguments`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+from gradscale.integrations.alsdgc_arguments import add_field
+from gradscale.integrations.alsdgc_options import parse_alsdgc
 from gradscale.integrations.deepspeed_config import unsupported_settings
 from gradscale.integrations.enum_members import add_member
 from gradscale.integrations.optim_args import parse_optim_args
@@ -21,7 +23,7 @@ _NOT_NEGATIVE = {
 
 
 def patch_training_args(module: ModuleType) -> None:
-    """Add the registry's names to `module.OptimizerNames` and checks to `module.TrainingArguments`.
+    """Add the registry's names to `module.OptimizerNames`, `alsdgc` and checks to `module.TrainingArguments`.
 
     Calling it again changes nothing.
 
@@ -32,6 +34,7 @@ def patch_training_args(module: ModuleType) -> None:
     original = arguments.__post_init__
     for entry in REGISTRY.values():
         add_member(names, entry.name.upper(), entry.name)
+    add_field(arguments)
     if getattr(original, "_gradscale", False):
         return
 
@@ -39,6 +42,7 @@ def patch_training_args(module: ModuleType) -> None:
     def __post_init__(self: Any) -> None:
         # Before the original, which may already join a process group.
         check_training_args(self)
+        parse_alsdgc(self.alsdgc)
         original(self)
         check_deepspeed(self)
 

@@ -1,0 +1,1 @@
+"""`gradscale sweep`: one recipe over a grid of settings, and how far apart the results are."""
