@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class KernelUnavailableError(RuntimeError):
 
 
 Kinds = list[tuple[torch.dtype, torch.Size | None]]  # the shape is None of tensors with all elements of a strip
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,12 @@ def _compile(
     def probes_of(shape: tuple[int, ...]) -> list[Tensor]:
         return [probe(place, dtype, own, shape, device) for place, (dtype, own) in enumerate(kinds)]
 
-    # torch.compile keeps what it knows by code object, and stops after a few kinds of arguments for one of them.
-    function = types.FunctionType(
-        one_pass.__code__.replace(), one_pass.__globals__, "one_pass", one_pass.__defaults__, one_pass.__closure__
-    )
     probes = probes_of(_PROBES[dimensions])
     seen: dict[str, Any] = {}
 
     try:
         with _announced():
-            torch.compile(function, backend=recording(seen), dynamic=True, fullgraph=True)(*probes)
+            torch.compile(with_own_code(one_pass), backend=recording(seen), dynamic=True, fullgraph=True)(*probes)
     except Exception as error:  # whatever goes wrong in a compiler, its driver or the search for it
         cause = getattr(error, "inner_exception", error)
         raise KernelUnavailableError(f"{type(cause).__name__}: {str(cause).strip().splitlines()[0][:200]}") from error
@@ -168,6 +165,17 @@ def _compile(
     if wrong:
         raise KernelUnavailableError(f"the compiled code computes another {', '.join(wrong)} than torch's operations")
     return code
+
+
+def with_own_code(function: Function) -> Function:
+    """Return a function that does the same, and has a code object of its own.
+
+    torch.compile keeps what it knows by code object, and stops after a few kinds of arguments for one of them.
+    """
+    known: Any = function
+    code, names = known.__code__.replace(), known.__globals__
+    copied = types.FunctionType(code, names, known.__name__, known.__defaults__, known.__closure__)
+    return cast(Function, copied)
 
 
 def recording(seen: dict[str, Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradscale.optim.kernels.compiled import recording
+from gradscale.optim.kernels.compiled import recording, with_own_code
 from gradscale.scalers.dgs import sum_of_importance, sum_of_squares
 
 _PROBE = 1048583  # elements; see `gradscale.optim.kernels.compiled`
@@ -66,7 +66,7 @@ def _compile(tensors: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
     seen: dict[str, Any] = {}
     probes = made_up(_PROBE)
     try:
-        torch.compile(one_pass, backend=recording(seen), dynamic=True, fullgraph=True)(*probes)
+        torch.compile(with_own_code(one_pass), backend=recording(seen), dynamic=True, fullgraph=True)(*probes)
     except Exception:  # whatever goes wrong in a compiler: the pass that updates has said so, or will
         return None
     order = [_place(argument, probes) for argument in seen.get("arguments", [])]
