@@ -3,7 +3,10 @@
 import inspect
 
 import pytest
+import torch
 
+from gradscale import SGGAdamW
+from gradscale.optim.sgg_options import SGGOptions
 from gradscale.option_tables import ADAM, COMMON, SGG
 from gradscale.options import Interval, OptionError, Pair, Real, check_options
 from gradscale.registry import ENTRIES, REGISTRY, get_entry
@@ -18,8 +21,6 @@ def test_defaults_are_allowed_by_their_own_kind(table):
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_entry_names_a_class_that_takes_its_options_with_the_tables_defaults(entry):
-    import torch
-
     cls = entry.load()
     optimizer = cls([torch.nn.Parameter(torch.ones(2, 2))])
     for name, option in entry.options.items():
@@ -44,3 +45,14 @@ def test_canonical_types():
     assert isinstance(Real().check(3), float)
     assert Interval().check(5) == 5 and Interval().check(0.5) == 0.5
     assert check_options({"scale_bounds": [1, 2]}, SGG, owner="x") == {"scale_bounds": (1.0, 2.0)}
+
+
+def test_keywords_that_type_checkers_know_are_those_of_the_table():
+    assert set(SGGOptions.__annotations__) == {*SGG, "total_steps"}
+
+
+def test_a_mistyped_keyword_names_the_nearest():
+    with pytest.raises(
+        TypeError, match=r"SGGAdamW\(\) got an unexpected keyword argument 'n_cluster', did you mean 'n_c"
+    ):
+        SGGAdamW([torch.nn.Parameter(torch.zeros(2, 2))], n_cluster=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,12 @@ from gradscale.adapter.rescale import Factor, Rescaled
 from gradscale.optim.members import Member, layers_of, local_state
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer, Slot, State, arithmetic_dtype
+from gradscale.optim.sgg_options import SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
 from gradscale.sharding.dtensor import local_part
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MOMENTUM = "momentum"
 _DECAY = 0.9  # of the momentum that is kept for bases without one
@@ -66,28 +70,10 @@ class SGG(Adapted):
         self,
         base_optimizer: Optimizer,
         *,
-        n_clusters: int = 3,
-        recluster_interval: int | float = 500,
-        scale_decay: float = 0.9,
-        scale_bounds: tuple[float, float] = (0.1, 10.0),
-        momentum_sign: Literal["signed", "absolute"] = "signed",
-        labels: Literal["frozen", "live"] = "frozen",
-        global_mda: Literal["clusters", "parameters"] = "clusters",
-        grouping: Literal["kmeans", "layer"] = "kmeans",
-        total_steps: int | Literal["deferred"] | None = None,
         module: nn.Module | None = None,
+        **sgg: Unpack[SGGOptions],
     ) -> None:
-        options = {
-            "n_clusters": n_clusters,
-            "recluster_interval": recluster_interval,
-            "scale_decay": scale_decay,
-            "scale_bounds": scale_bounds,
-            "momentum_sign": momentum_sign,
-            "labels": labels,
-            "global_mda": global_mda,
-            "grouping": grouping,
-            "total_steps": total_steps,
-        }
+        options = sgg_options(sgg, owner=type(self).__name__, others=("module",))
         self._report: GroupingReport | None = None
         super().__init__(base_optimizer, options, module)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from gradscale.optim.adam_rule import AdamRule
 from gradscale.optim.scaled import ScaledOptimizer
+from gradscale.optim.sgg_options import SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class SGGAdamW(ScaledOptimizer):
@@ -81,40 +85,25 @@ class SGGAdamW(ScaledOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        n_clusters: int = 3,
-        recluster_interval: int | float = 500,
-        scale_decay: float = 0.9,
-        scale_bounds: tuple[float, float] = (0.1, 10.0),
-        momentum_sign: Literal["signed", "absolute"] = "signed",
-        labels: Literal["frozen", "live"] = "frozen",
-        global_mda: Literal["clusters", "parameters"] = "clusters",
-        grouping: Literal["kmeans", "layer"] = "kmeans",
-        total_steps: int | Literal["deferred"] | None = None,
         moments_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         kahan_sum: bool = False,
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
+        **sgg: Unpack[SGGOptions],
     ) -> None:
-        defaults = {
+        of_base = {
             "lr": lr,
             "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
-            "n_clusters": n_clusters,
-            "recluster_interval": recluster_interval,
-            "scale_decay": scale_decay,
-            "scale_bounds": scale_bounds,
-            "momentum_sign": momentum_sign,
-            "labels": labels,
-            "global_mda": global_mda,
-            "grouping": grouping,
-            "total_steps": total_steps,
             "moments_dtype": moments_dtype,
             "kahan_sum": kahan_sum,
         }
+        keywords = (*of_base, "foreach", "capturable", "differentiable", "fused", "kernel", "module", "target_modules")
+        defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=keywords)}
         switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(
             params, defaults, module=module, target_modules=target_modules, switches=switches, kernel=kernel

@@ -1,0 +1,43 @@
+"""The keywords that every SGG optimizer takes, whatever its base: one list for constructors and type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
+
+from gradscale.option_tables import SGG
+from gradscale.options import nearest
+
+
+class SGGOptions(TypedDict, total=False):
+    """See `SGGAdamW`; defaults are those of `gradscale.option_tables.SGG`."""
+
+    n_clusters: int
+    recluster_interval: int | float
+    scale_decay: float
+    scale_bounds: tuple[float, float]
+    momentum_sign: Literal["signed", "absolute"]
+    labels: Literal["frozen", "live"]
+    global_mda: Literal["clusters", "parameters"]
+    grouping: Literal["kmeans", "layer"]
+    total_steps: int | Literal["deferred"] | None
+
+
+def sgg_options(given: Mapping[str, Any], *, owner: str, others: Iterable[str]) -> dict[str, Any]:
+    """Return every option of SGG: those that are given, and else their defaults.
+
+    Args:
+        given: keywords of a constructor.
+        owner: its class, for the message.
+        others: the other keywords that it takes.
+
+    Raises:
+        TypeError: there is no such option; the message gives the nearest one.
+    """
+    defaults = {**{name: option.default for name, option in SGG.items()}, "total_steps": None}
+    for name in given:
+        if name not in defaults:
+            raise TypeError(
+                f"{owner}() got an unexpected keyword argument {name!r}{nearest(name, (*defaults, *others))}"
+            )
+    return {**defaults, **given}
