@@ -11,6 +11,23 @@ bin=${VENV:-.venv}/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-PYTHON="$bin/python" bash scripts/test_compat.sh
-# Three workers on two cores, a file in one of them: most tests wait for processes that they have started.
-"$bin/python" -m pytest -n 3 --dist loadfile "$@"
+
+logs=$(mktemp -d)
+compat=""
+trap 'rm -rf "$logs"; [ -z "$compat" ] || kill "$compat" 2>/dev/null || true' EXIT
+# Beside the suite, most of whose workers wait for processes that they have started.
+PYTHON="$bin/python" WORKERS=1 bash scripts/test_compat.sh >"$logs/compat" 2>&1 &
+compat=$!
+compat_status=0 suite_status=0
+# Three workers, a file in one of them.
+"$bin/python" -m pytest -n 3 --dist loadfile "$@" | tee "$logs/suite" || suite_status=$?
+wait "$compat" || compat_status=$?
+compat=""
+printf '\nOlder transformers:\n'
+cat "$logs/compat"
+printf '\nThe tested transformers:\n'
+tail -n 1 "$logs/suite"
+if [ "$compat_status" -ne 0 ]; then
+    echo "test.sh: the tests with older transformers failed (status $compat_status), see above" >&2
+fi
+exit $((suite_status > 0 ? suite_status : compat_status))

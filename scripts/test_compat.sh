@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Run the registration tests with the oldest and an intermediate transformers that gradscale supports.
 #
-#   bash scripts/test_compat.sh [VERSION ...]      (default: 4.46.3 4.57.6; PYTHON=... chooses the interpreter)
+#   bash scripts/test_compat.sh [VERSION ...]      (default: 4.46.3 4.57.6)
+#
+# PYTHON=... chooses the interpreter, WORKERS=... how many processes run the tests (2).
 #
 # Each version lives in .compat/VERSION, laid over the environment with PYTHONPATH: torch, accelerate, peft, numpy are the
 # environment's own, and every package that these older releases need in an older version is named here. TRL is left out: the
@@ -39,5 +41,5 @@ for version in "${versions[@]}"; do
     echo "== transformers $version"
     export PYTHONPATH="$PWD/$folder"
     "$python" -c "import transformers; assert transformers.__version__ == '$version', transformers.__version__"
-    "$python" -m pytest -q -n 2 --dist loadfile tests/integrations tests/optim/test_target_modules.py -k "not trl and not other_pythons"
+    "$python" -m pytest -q -n "${WORKERS:-2}" --dist loadfile tests/integrations tests/optim/test_target_modules.py -k "not trl and not other_pythons"
 done
