@@ -6,6 +6,7 @@ Standard library only: names must be known before torch or transformers is impor
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from gradscale.option_checks import Check, check_dgs, check_sgd
 from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LARS, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
 
 @dataclass(frozen=True)
 class OptimizerEntry:
@@ -22,7 +25,7 @@ class OptimizerEntry:
 
     Attributes:
         name: the value of `--optim`.
-        target: the class as `"module:attribute"`, imported on first use.
+        target: the class as `"module:attribute"`, imported on first use, or the class itself.
         summary: one line for humans.
         options: what `--optim_args` takes, by constructor keyword.
         trainer_fields: constructor keyword to the `TrainingArguments` fields that fill it (two fields make a pair).
@@ -32,7 +35,7 @@ class OptimizerEntry:
     """
 
     name: str
-    target: str
+    target: str | type[Any]
     summary: str
     options: Mapping[str, Option]
     trainer_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -42,6 +45,8 @@ class OptimizerEntry:
 
     def load(self) -> type[Any]:
         """Import and return the optimizer class."""
+        if isinstance(self.target, type):
+            return self.target
         module, _, attribute = self.target.partition(":")
         return cast("type[Any]", getattr(importlib.import_module(module), attribute))
 
@@ -49,7 +54,7 @@ class OptimizerEntry:
 _ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": ("adam_epsilon",)})
 # A 300-step fine-tune must not silently be plain AdamW: inside a Trainer the default interval is a share of the run
 # (the paper uses 1 to 5 % of all steps).
-_SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
+SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
 
 ENTRIES: tuple[OptimizerEntry, ...] = (
     OptimizerEntry(
@@ -58,7 +63,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="SGG on AdamW (decoupled weight decay)",
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
-        trainer_defaults=_SGG_TRAINER_DEFAULTS,
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
     ),
     OptimizerEntry(
         name="sgg_adam",
@@ -66,7 +71,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="SGG on Adam (weight decay added to the gradient)",
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
-        trainer_defaults=_SGG_TRAINER_DEFAULTS,
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
     ),
     OptimizerEntry(
         name="dgs_sgd",
@@ -100,7 +105,21 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
     ),
 )
 
-REGISTRY: Mapping[str, OptimizerEntry] = MappingProxyType({entry.name: entry for entry in ENTRIES})
+_BY_NAME = {entry.name: entry for entry in ENTRIES}
+REGISTRY: Mapping[str, OptimizerEntry] = MappingProxyType(_BY_NAME)
+
+
+def add_entry(entry: OptimizerEntry) -> None:
+    """Add a name for this process; the same name again replaces what was added, but none of the package's own.
+
+    Raises:
+        ValueError: it is a name of the package, or no name for an option on a command line.
+    """
+    if not _NAME.fullmatch(entry.name):
+        raise ValueError(f"name={entry.name!r} is not allowed: expected lower-case letters, digits and underscores")
+    if any(entry.name == own.name for own in ENTRIES):
+        raise ValueError(f"name={entry.name!r} is not allowed: gradscale has an optimizer of that name")
+    _BY_NAME[entry.name] = entry
 
 
 def get_entry(name: str) -> OptimizerEntry:

@@ -39,6 +39,16 @@ def install(*, explicit: bool) -> None:
     when_imported("accelerate.accelerator", _extend_accelerator)
 
 
+def extend_again() -> None:
+    """Make names known to transformers that have joined the registry since it was imported.
+
+    Argument parsers that are there already do not take them.
+    """
+    module = sys.modules.get("transformers.training_args")
+    if module is not None and hasattr(module, "TrainingArguments"):
+        _extend_training_args(module)
+
+
 def failures() -> Mapping[str, Exception]:
     """Return the modules that could not be extended, with the reason."""
     return MappingProxyType(_failures)
