@@ -127,12 +127,17 @@ def parse(text: str) -> Contestant:
     try:
         if path in REGISTRY:
             return registered(path, options)
-        return Contestant(text, _imported(path), _literals(options))
+        return Contestant(text, imported(path), _literals(options))
     except ConfigError as error:
         raise ConfigError(f"--against {text}: {str(error).removeprefix('--optim_args: ')}") from None
 
 
-def _imported(path: str) -> type[Optimizer]:
+def imported(path: str) -> type[Optimizer]:
+    """Return the optimizer class of an import path.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no optimizer.
+    """
     module, dot, name = path.rpartition(".")
     if not dot:
         raise ConfigError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscale.bench.shapes import WORKLOADS
-from gradscale.cli import bench_control
+from gradscale.cli import bench_control, bench_quality
 from gradscale.options import nearest
 from gradscale.training.errors import ConfigError
 
@@ -28,7 +28,10 @@ exit status: 0 everything was measured, 1 there was not enough memory for some s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and return the exit status: 0, 1 where shapes were skipped, 2 for a wrong option."""
-    arguments = _parser().parse_args(sys.argv[2:] if argv is None else argv)
+    given = sys.argv[2:] if argv is None else argv
+    if given[:1] == [bench_quality.COMMAND]:
+        return bench_quality.main(given[1:])
+    arguments = _parser().parse_args(given)
     try:
         _check_outputs(arguments)
         report, text = bench_control.bench(arguments) if "seeds" in arguments else _bench(arguments)
@@ -130,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure what an optimizer's step costs on this machine, or how ALSDGC fares, beside others.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="step | memory | clipping | loss-scale")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="step | memory | clipping | loss-scale | quality"
+    )
     step = _command(commands, "step", "time of steps and groupings")
     step.add_argument("--interval", type=_positive, default=500, metavar="T", help="steps between groupings [500]")
     step.add_argument("--steps", type=_positive, default=3, metavar="N", help="of an optimizer in a round [3]")
@@ -139,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (.png, .svg or .pdf)")
     _command(commands, "memory", "memory that is kept, and that steps and groupings take for a moment")
     bench_control.add_parsers(commands)
+    commands.add_parser(bench_quality.COMMAND, help=bench_quality.SUMMARY)  # which has a parser of its own
     return parser
 
 
