@@ -13,9 +13,12 @@ import pytest
 import pytorch_optimizer
 import torch
 
+from gradscale.optim.kernels import compiled, update_sums
+from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.sgg_lamb import SGGLamb
 from gradscale.optim.sgg_lion import SGGLion
 from gradscale.optim.sgg_sgd import SGGSGD
+from tests.optim.small_models import FEW, make, run
 from tests.optim.training import batches, make_model, same_weights, train
 from tests.reference.sgg_bases_reference import ReferenceSGGLamb, ReferenceSGGLion, ReferenceSGGSGD
 
@@ -163,14 +166,58 @@ def test_scales_fixed_at_two_double_the_step_and_leave_decoupled_decay_alone(cls
 @pytest.mark.parametrize("options", [{}, LIVE], ids=str)
 @pytest.mark.parametrize("cls", [SGGSGD, partial(SGGSGD, **NESTEROV), SGGLion, SGGLamb])
 def test_it_is_its_base_before_the_first_grouping(cls, options, dtype):
-    def run(**more):
+    def trained(**more):
         model = make_model(dtype=dtype)
         train(model, cls(model.parameters(), lr=1e-2, **options, **more), batches(7))
         return model
 
-    base = run(n_clusters=1, recluster_interval=2)
-    assert same_weights(base, run(n_clusters=3, recluster_interval=8))
-    assert not same_weights(base, run(n_clusters=3, recluster_interval=7))
+    base = trained(n_clusters=1, recluster_interval=2)
+    assert same_weights(base, trained(n_clusters=3, recluster_interval=8))
+    assert not same_weights(base, trained(n_clusters=3, recluster_interval=7))
+
+
+COMPILED = [
+    (SGGSGD, {}),
+    (SGGSGD, {**NESTEROV, **LIVE}),
+    (SGGLion, {}),
+    (SGGLion, {**LIVE, "maximize": True}),
+    (SGGLamb, {}),
+    (SGGLamb, {"n_clusters": 1, "adapt_vectors": True}),
+]
+
+
+@pytest.mark.parametrize(("cls", "options"), COMPILED, ids=lambda item: getattr(item, "__name__", item))
+def test_compiled_and_eager_steps_agree(cls, options):
+    runs = []
+    for kernel in ("compiled", "eager"):
+        params, optimizer = make(cls, shapes=FEW, kernel=kernel, **options)
+        run(params, optimizer)
+        runs.append((params, optimizer))
+    (params, optimizer), (twins, twin) = runs
+    assert any(key[0].rule is optimizer.base for key in compiled._CODE)
+    if cls is SGGLamb:
+        assert update_sums._CODE and None not in update_sums._CODE.values()
+    for one, other in zip(params, twins, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-6)
+        if "labels" in twin.state[other]:
+            assert torch.equal(optimizer.state[one]["labels"], twin.state[other]["labels"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_compiled_sums_over_updates_are_the_eager_ones(dtype):
+    rule, keys = SGGLamb.base, ("exp_avg", "exp_avg_sq")
+    for shape in [(700, 300), (11,), (3, 2, 5), ()]:
+        tensors = [torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.rand(shape).to(dtype)]
+        _, own = rule.constants({"betas": (0.9, 0.999), "eps": 1e-6}, 3.0)
+        stretch = update_sums.Stretch(rule, None, keys, tensors, Constants((0.5, 0.1, *own)))
+        found = [update_sums.update_sums(stretch, compiled=compile_it) for compile_it in (True, False)]
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == other.dtype == torch.float64 and one.shape == other.shape == ()
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+        weight, moment, square = (tensor.double() for tensor in tensors)
+        update = 0.5 * moment / (square.sqrt() + own[-1]) + 0.1 * weight
+        for one, expected in zip(found[1], (weight, update), strict=True):
+            torch.testing.assert_close(one, expected.square().sum(), rtol=1e-5, atol=0)
 
 
 def test_without_momentum_there_is_no_state_for_it():
@@ -282,7 +329,7 @@ def test_layers_that_are_not_scaled_have_their_trust_ratios_all_the_same():
     torch.manual_seed(0)
     start = [torch.randn(8, 6), torch.randn(5, 4) * 10, torch.zeros(3, 3)]
 
-    def run(**options):
+    def stepped(**options):
         params = [torch.nn.Parameter(values.clone()) for values in start]
         groups = [{"params": params[:1]}, {"params": params[1:], "scaled": False}]
         optimizer = SGGLamb(groups, lr=1e-2, weight_decay=0.1, **options)
@@ -293,7 +340,7 @@ def test_layers_that_are_not_scaled_have_their_trust_ratios_all_the_same():
             optimizer.step()
         return params
 
-    scaled, plain = run(recluster_interval=1), run(n_clusters=1)
+    scaled, plain = stepped(recluster_interval=1), stepped(n_clusters=1)
     assert not torch.equal(scaled[0], plain[0])
     assert torch.equal(scaled[1], plain[1]) and torch.equal(scaled[2], plain[2])
     # The first step of a layer is as long as lr times its weight, but from zero, where the ratio is 1.
