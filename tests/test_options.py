@@ -7,12 +7,12 @@ import torch
 
 from gradscale import SGGAdamW
 from gradscale.optim.sgg_options import SGGOptions
-from gradscale.option_tables import ADAM, COMMON, SGG
+from gradscale.option_tables import ADAM, COMMON, LAMB, LION, SGD, SGG
 from gradscale.options import Interval, OptionError, Pair, Real, check_options
 from gradscale.registry import ENTRIES, REGISTRY, get_entry
 
 
-@pytest.mark.parametrize("table", [ADAM, COMMON, SGG])
+@pytest.mark.parametrize("table", [ADAM, SGD, LION, LAMB, COMMON, SGG])
 def test_defaults_are_allowed_by_their_own_kind(table):
     for name, option in table.items():
         assert option.kind.check(option.default) == option.default, name

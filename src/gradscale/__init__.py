@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gradscale.optim.report import LayerReport as LayerReport
     from gradscale.optim.sgg_adam import SGGAdam as SGGAdam
     from gradscale.optim.sgg_adam import SGGAdamW as SGGAdamW
+    from gradscale.optim.sgg_lamb import SGGLamb as SGGLamb
+    from gradscale.optim.sgg_lion import SGGLion as SGGLion
+    from gradscale.optim.sgg_sgd import SGGSGD as SGGSGD
     from gradscale.options import OptionError as OptionError
 
 _PUBLIC = {
@@ -43,6 +46,9 @@ _PUBLIC = {
     "SGG": "gradscale.adapter.sgg",
     "SGGAdam": "gradscale.optim.sgg_adam",
     "SGGAdamW": "gradscale.optim.sgg_adam",
+    "SGGLamb": "gradscale.optim.sgg_lamb",
+    "SGGLion": "gradscale.optim.sgg_lion",
+    "SGGSGD": "gradscale.optim.sgg_sgd",
 }
 
 __all__ = [  # noqa: F822
@@ -60,6 +66,9 @@ __all__ = [  # noqa: F822
     "SGG",
     "SGGAdam",
     "SGGAdamW",
+    "SGGLamb",
+    "SGGLion",
+    "SGGSGD",
     "__version__",
 ]
 

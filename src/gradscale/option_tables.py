@@ -30,6 +30,30 @@ ADAM: Mapping[str, Option] = MappingProxyType(
     }
 )
 
+LION: Mapping[str, Option] = MappingProxyType(
+    {
+        "betas": Option(
+            ADAM["betas"].kind,
+            (0.9, 0.99),
+            "what the direction and what the momentum keep of the past",
+            ADAM["betas"].invalid,
+        ),
+        "moments_dtype": ADAM["moments_dtype"],
+        "maximize": ADAM["maximize"],
+    }
+)
+
+LAMB: Mapping[str, Option] = MappingProxyType(
+    {
+        "betas": ADAM["betas"],
+        "eps": Option(ADAM["eps"].kind, 1e-6, ADAM["eps"].help, ADAM["eps"].invalid),
+        "trust_clip": Option(Flag(), False, "no trust ratio above 1"),
+        "adapt_vectors": Option(Flag(), False, "trust ratios of vectors and scalars too, not only of matrices"),
+        "moments_dtype": ADAM["moments_dtype"],
+        "maximize": ADAM["maximize"],
+    }
+)
+
 _MOMENTUM = Option(Real(0.0, 1.0, high_open=True), 0.0, "what is kept of the momentum buffer", "Invalid momentum value")
 
 SGD: Mapping[str, Option] = MappingProxyType(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from gradscale.option_checks import Check, check_dgs, check_sgd
-from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LARS, SGD, SGG, STEP
+from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -71,6 +71,31 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="SGG on Adam (weight decay added to the gradient)",
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
+    ),
+    OptimizerEntry(
+        name="sgg_sgd",
+        target="gradscale.optim.sgg_sgd:SGGSGD",
+        summary="SGG on SGD, with or without momentum",
+        options=MappingProxyType({**SGD, **SGG, **STEP}),
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
+        checks=(check_sgd,),
+    ),
+    OptimizerEntry(
+        name="sgg_lion",
+        target="gradscale.optim.sgg_lion:SGGLion",
+        summary="SGG on Lion (decoupled weight decay)",
+        options=MappingProxyType({**LION, **SGG, **STEP}),
+        # --adam_beta1 and --adam_beta2 have Adam's defaults, which cannot be told from a choice: they are not Lion's.
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
+    ),
+    OptimizerEntry(
+        name="sgg_lamb",
+        target="gradscale.optim.sgg_lamb:SGGLamb",
+        summary="SGG on LAMB (decoupled weight decay, trust ratios of matrices)",
+        options=MappingProxyType({**LAMB, **SGG, **STEP}),
+        # Not eps: the default of --adam_epsilon is Adam's, a hundredth of LAMB's.
+        trainer_fields=MappingProxyType({"betas": _ADAM_FIELDS["betas"]}),
         trainer_defaults=SGG_TRAINER_DEFAULTS,
     ),
     OptimizerEntry(

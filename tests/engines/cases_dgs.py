@@ -74,12 +74,14 @@ class Case(NamedTuple):
         unused: steps in which the part `third` is not used at all.
         frozen: a part whose parameters are given to the optimizer, but not trained.
         options: further options.
+        kind: a class and its options, in place of those of the method.
     """
 
     method: str
     unused: tuple[int, ...] = ()
     frozen: str = ""
     options: dict[str, object] = {}
+    kind: tuple[type, dict[str, object]] | None = None
 
     @property
     def sent(self):
@@ -152,7 +154,7 @@ def groups_of(model):
 def optimizer_of(model, case, groups=groups_of):
     """The optimizer of a case. Without `groups`, all parameters are in one group."""
     base, unlike, _ = UNLIKE.get(case.method, (case.method, [], 0))
-    kind, options, _ = METHODS[base]
+    kind, options = case.kind or METHODS[base][:2]
     params = list(model.parameters()) if groups is None else groups(model)
     for group, own in zip(params, unlike, strict=False):
         group.update(own)

@@ -204,7 +204,7 @@ def test_numpy_scalars_become_python_numbers_for_dgs_too():
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
 def test_parameters_of_other_dtypes_are_refused(name, dtype):
     tensor = torch.ones(3, 3).to(dtype)
-    with pytest.raises(ValueError, match=f"{name} does not support parameters in"):
+    with pytest.raises(ValueError, match=f"{name.partition(',')[0]} does not support parameters in"):
         EVERY[name]([param(), tensor])
 
 

@@ -11,6 +11,9 @@ import torch
 
 from gradscale.optim.dgs import DGSLARS, DGSSGD, DGSAdam, DGSAdamW
 from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
+from gradscale.optim.sgg_lamb import SGGLamb
+from gradscale.optim.sgg_lion import SGGLion
+from gradscale.optim.sgg_sgd import SGGSGD
 from tests.optim.kinds import EVERY, NAMES
 from tests.optim.training import batches, make_model, same_weights, through_a_file, train
 
@@ -28,6 +31,11 @@ VARIANTS = [
             {"n_clusters": 5},
         )
     ),
+    (SGGSGD, {"recluster_interval": 3}),
+    (SGGSGD, {"recluster_interval": 3, "momentum": 0.9, "dampening": 0.5}),
+    (SGGSGD, {"recluster_interval": 3, "momentum": 0.9, "nesterov": True, "labels": "live", "kahan_sum": True}),
+    (SGGLion, {"recluster_interval": 3, "moments_dtype": "bfloat16"}),
+    (SGGLamb, {"recluster_interval": 3, "adapt_vectors": True, "moments_dtype": "float32"}),
     (DGSSGD, {}),
     (DGSSGD, {**RUNNING, "momentum": 0.9, "dampening": 0.5}),
     (DGSLARS, {**RUNNING, "form": "normalized", "trust_coefficient": 0.1}),

@@ -46,11 +46,11 @@ def sgd_momentum(grad: Tensor, buffer: Tensor, factors: SGDFactors) -> None:
     buffer.mul_(factors.momentum).add_(grad * factors.grad_weight)
 
 
-def sgd_direction(grad: Tensor, buffer: Tensor, factors: SGDFactors, *, nesterov: bool) -> Tensor:
+def sgd_direction(grad: Tensor | None, buffer: Tensor, factors: SGDFactors, *, nesterov: bool) -> Tensor:
     """Return the update direction: b, or with Nesterov's momentum (in torch's form) g + mu b.
 
     Args:
-        grad: gradient, any shape, with weight decay in it; read with Nesterov's momentum only.
+        grad: gradient, any shape, with weight decay in it; read with Nesterov's momentum only, and may be None without.
         buffer: b, after this gradient was taken in.
         factors: those of the step.
         nesterov: whether to look ahead.
@@ -58,4 +58,7 @@ def sgd_direction(grad: Tensor, buffer: Tensor, factors: SGDFactors, *, nesterov
     Returns:
         A new tensor of the same shape; neither argument is changed.
     """
-    return (buffer * factors.momentum).add_(grad) if nesterov else buffer.clone()
+    if not nesterov:
+        return buffer.clone()
+    assert grad is not None
+    return (buffer * factors.momentum).add_(grad)

@@ -17,6 +17,22 @@ from gradscale.options import Option
 _MOMENTS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def moment_slots(param: Tensor, group: Group, keys: Sequence[str]) -> dict[str, Slot]:
+    """Return the slots of moments, by default in the parameter's dtype.
+
+    But for float16 in float32: squares of usual gradients are below what float16 can hold.
+
+    Args:
+        param: the parameter.
+        group: its param group.
+        keys: their state keys. All but `exp_avg` are of squares.
+    """
+    own = torch.float32 if param.dtype == torch.float16 else param.dtype
+    dtype = _MOMENTS_DTYPES.get(group["moments_dtype"], own)
+    lowest = {"exp_avg": -math.inf}
+    return {key: Slot(dtype, param.shape, lowest=lowest.get(key, 0.0), may_be_nan=True) for key in keys}
+
+
 @dataclass(frozen=True)
 class AdamRule:
     """Adam (weight decay enters the gradient) or AdamW (decoupled, Loshchilov and Hutter, arXiv 1711.05101)."""
@@ -25,6 +41,8 @@ class AdamRule:
     momentum: str = "exp_avg"
     takes_trust_ratio: bool = False
     counts_steps: bool = True
+    adapts_updates: bool = False
+    direction_first: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -34,6 +52,14 @@ class AdamRule:
     def check(self, group: Group) -> None:
         """All combinations are allowed."""
 
+    def adapts(self, shape: torch.Size, group: Group) -> bool:
+        """No layer has a trust ratio."""
+        return False
+
+    def direction_reads_gradient(self, group: Group) -> bool:
+        """It reads the moments."""
+        return False
+
     def trust_ratios(
         self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
     ) -> Tensor:
@@ -41,15 +67,8 @@ class AdamRule:
         raise NotImplementedError
 
     def slots(self, param: Tensor, group: Group) -> dict[str, Slot]:
-        """Both moments, and the running maximum for AMSGrad; by default in the parameter's dtype.
-
-        But for float16 in float32: squares of usual gradients are below what float16 can hold.
-        """
-        keys = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-        own = torch.float32 if param.dtype == torch.float16 else param.dtype
-        dtype = _MOMENTS_DTYPES.get(group["moments_dtype"], own)
-        lowest = {"exp_avg": -math.inf}
-        return {key: Slot(dtype, param.shape, lowest=lowest.get(key, 0.0), may_be_nan=True) for key in keys}
+        """Both moments, and the running maximum for AMSGrad."""
+        return moment_slots(param, group, ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])])
 
     def plan(self, group: Group) -> Plan:
         """Whether AMSGrad is on."""

@@ -46,6 +46,16 @@ class PlainRule(_ByContent):
     decoupled_weight_decay: bool = True
     counts_steps: bool = False
     takes_trust_ratio: bool = False
+    adapts_updates: bool = False
+    direction_first: bool = False
+
+    def adapts(self, shape: torch.Size, group: Group) -> bool:
+        """No layer has a trust ratio."""
+        return False
+
+    def direction_reads_gradient(self, group: Group) -> bool:
+        """It may, so it gets it: what it computes is not known here."""
+        return True
 
     def check(self, group: Group) -> None:
         """Raise OptionError where options that are right alone contradict each other. All combinations are allowed."""

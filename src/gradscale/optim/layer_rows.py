@@ -60,7 +60,8 @@ def dtypes_for_fsdp1(member: Member, slots: Mapping[str, Slot], momentum: str) -
     """Return in which dtype FSDP1 gets each per-element tensor: integers in that of the momentum, which they label."""
     rows = per_layer_keys(member, slots)
     kept = {key: slot.dtype for key, slot in slots.items() if key not in rows}
-    return {key: dtype if dtype.is_floating_point else kept[momentum] for key, dtype in kept.items()}
+    labels = kept.get(momentum, member.param.dtype)  # a base without momentum keeps nothing else per element
+    return {key: dtype if dtype.is_floating_point else labels for key, dtype in kept.items()}
 
 
 def for_fsdp1(state: State, param: Tensor, dtypes: Mapping[str, torch.dtype]) -> State:

@@ -70,7 +70,9 @@ class StateLoading(Optimizer):
             handle.remove()
 
     def _reset_engine_caches(self) -> None:
-        self._table = MemberTable(self._roster, self.scaler, others=(*COMMON, *self.base.options))
+        self._table = MemberTable(
+            self._roster, self.scaler, others=(*COMMON, *self.base.options), adapts=self.base.adapts
+        )
         self._held = []
         self._ungrouped = set()
 

@@ -150,7 +150,7 @@ class LayerCounts:
     def _count(self, index: int, row: Tensor) -> None:
         layer = self._layers[index]
         absolute = layer.group["momentum_sign"] == "absolute"
-        self._counter.count(layer.momentum, row, absolute=absolute, center=self._centers[index])
+        self._counter.count(layer.grouped, row, absolute=absolute, center=self._centers[index])
 
 
 def _statistics_device(device: torch.device) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Member:
         scaled: the segments of layers that are scaled; row i of a flat tensor's per-layer state is that of the i-th.
         recipes: how passes on it were called last time, where it is one strip.
         has_state: not empty once its state has been looked through, with these options.
+        adapted: where in the view's segments the layers are whose update has a trust ratio.
     """
 
     param: Tensor
@@ -36,6 +38,7 @@ class Member:
     scaled: tuple[Segment, ...]
     recipes: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     has_state: list[bool] = field(default_factory=list, compare=False, repr=False)
+    adapted: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int | None:
@@ -57,7 +60,7 @@ class Member:
             return
         for row, segment in enumerate(self.scaled):
             place = slice(segment.start, segment.start + segment.length)
-            per_element = state[momentum].shape
+            per_element = state[momentum].shape if momentum in state else self.param.shape
             part = {}
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == per_element:
@@ -86,6 +89,7 @@ class MemberTable:
         scaler: Scaler,
         options_of: Callable[[Group], Group] = lambda group: group,
         others: Sequence[str] = (),
+        adapts: Callable[[torch.Size, Group], bool] | None = None,
     ) -> None:
         """Make the table.
 
@@ -94,7 +98,9 @@ class MemberTable:
             scaler: the scaler.
             options_of: the options of a param group, by the names that scalers read.
             others: options besides the scaler's that decide what state there is.
+            adapts: see `BaseRule.adapts`; None where no layer has a trust ratio of its update.
         """
+        self._adapts = adapts
         self._roster = roster
         self._scaler = scaler
         self._options_of = options_of
@@ -163,8 +169,10 @@ class MemberTable:
         known = self._known(param, group, index, place)
         member = known.member
         if member is None or member.group is not options or known.options != values:
-            scaled = tuple([segment for segment in known.view.segments if self._scaler.scales(segment.shape, options)])
-            member = known.member = Member(param, options, known.view, scaled)
+            segments, adapts = known.view.segments, self._adapts
+            scaled = tuple([segment for segment in segments if self._scaler.scales(segment.shape, options)])
+            adapted = [i for i, one in enumerate(segments) if adapts is not None and adapts(one.shape, options)]
+            member = known.member = Member(param, options, known.view, scaled, adapted=tuple(adapted))
             known.options = values
         return member
 
@@ -182,7 +190,13 @@ def local_state(state: State) -> State:
 
 
 def layers_of(
-    member: Member, state: State, momentum: str, *, due: bool, later: Mapping[tuple[int, int], Tensor] | None = None
+    member: Member,
+    state: State,
+    momentum: str,
+    *,
+    due: bool,
+    later: Mapping[tuple[int, int], Tensor] | None = None,
+    ahead: Callable[[slice | None, State], Tensor] | None = None,
 ) -> Iterator[Layer]:
     """Yield the scaled layers of a member, as scalers take them.
 
@@ -192,15 +206,18 @@ def layers_of(
         momentum: key of the momentum in it.
         due: whether the scales of its group move now.
         later: of layers whose labels a pass writes afterwards, what tells it to, by id of the tensor and row.
+        ahead: makes the momentum that the step will leave, of a layer's place and part of the state (see `parts`); None
+            where it is in the state.
     """
-    for row, (segment, _, part) in enumerate(member.parts(state, momentum)):
+    for row, (segment, place, part) in enumerate(member.parts(state, momentum)):
         yield Layer(
             name=segment.name,
             numel=segment.numel,
             process_groups=segment.process_groups,
-            momentum=part[momentum],
+            momentum=part[momentum] if momentum in part else local_part(member.param).new_empty(0),
             state=part,
             group=member.group,
             due=due,
             relabel=None if later is None else later.get((id(member.param), row)),
+            ahead=None if ahead is None else functools.partial(ahead, place, part),
         )

@@ -18,6 +18,7 @@ from gradscale.sharding.dtensor import is_dtensor
 # Per-layer tensors of one step alone, by id of the tensor and row of the layer in it.
 Extras = Mapping[tuple[int, int], Mapping[str, Tensor]]
 _NONE: Mapping[str, Tensor] = {}
+_NONE_OF_ANY: Extras = {}
 
 
 class Turn(NamedTuple):
@@ -45,6 +46,7 @@ def prepare_passes(
     kernel: StepKernel,
     states: Mapping[Any, State],
     extras: Extras,
+    ratios: Extras = _NONE_OF_ANY,
 ) -> list[Run]:
     """Return what runs a part of the step. Nothing has changed yet.
 
@@ -56,6 +58,7 @@ def prepare_passes(
         kernel: how passes run.
         states: the optimizer's state.
         extras: per-layer tensors of this step alone.
+        ratios: likewise what has the trust ratios of updates; not by row, but by segment of the tensor.
 
     Raises:
         KernelUnavailableError: kernel="compiled", and no compiler works here.
@@ -83,6 +86,8 @@ def prepare_passes(
         whole = None if member.view.flat or is_dtensor(param) else (member, state)
         if whole is not None:
             extra = extras.get((id(param), 0), _NONE) if extras else _NONE
+            if ratios and member.adapted:
+                extra = {**extra, **ratios[id(param), 0]}
             known = kernel.recall(update_of(member, bool(member.scaled)), member, state, constants, extra)
             if known is not None:
                 runs.append(known)
@@ -90,5 +95,7 @@ def prepare_passes(
         for strip in strips_of(member, state, with_grad=part != "apply"):
             if strip.row is not None and extras:
                 strip = strip._replace(per_layer={**strip.per_layer, **extras.get((id(param), strip.row), _NONE)})
+            if strip.adapted is not None and ratios:
+                strip = strip._replace(per_layer={**strip.per_layer, **ratios[id(param), strip.adapted]})
             runs.append(kernel.prepare(update_of(member, strip.row is not None), strip, constants, whole))
     return runs

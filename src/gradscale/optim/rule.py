@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -49,13 +49,15 @@ class Layer:
         name: for reports.
         numel: elements of the whole layer, on all ranks.
         process_groups: over which its parts are shared; empty where this rank holds all of it.
-        momentum: the local part of its momentum.
+        momentum: the local part of its momentum, as it is kept; an empty tensor where the base keeps none.
         state: the local parts of its state.
         group: its param group.
         due: whether its scales move now. All layers are measured whenever any is due: each is compared with the whole
             model.
         relabel: `[1]`, 0; becomes 1 if the layer is grouped, for a pass that comes later and labels its elements. None
             where none does: then they are labelled at once.
+        ahead: makes the local part of the momentum that the step will leave, where a grouping comes before the
+            gradients are taken in; None where they have been.
     """
 
     name: str
@@ -66,6 +68,12 @@ class Layer:
     group: Group
     due: bool
     relabel: Tensor | None = None
+    ahead: Callable[[], Tensor] | None = None
+
+    @property
+    def grouped(self) -> Tensor:
+        """What is grouped: the momentum, today's gradient included. Made anew at each call, if it is not kept."""
+        return self.momentum if self.ahead is None else self.ahead()
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
@@ -94,7 +102,24 @@ class BaseRule(Hashable, Protocol):
 
     @property
     def takes_trust_ratio(self) -> bool:
-        """Whether `accumulate` takes the trust ratio of the layer, after its constants; `trust_ratio` gives it."""
+        """Whether `accumulate` takes the trust ratio of the layer, after its constants; `trust_ratios` gives it."""
+
+    @property
+    def adapts_updates(self) -> bool:
+        """Whether a trust ratio multiplies the whole update of a layer, decoupled weight decay included.
+
+        It is of the direction, so `accumulate` has taken all gradients when `trust_ratios` is asked for it.
+        """
+
+    @property
+    def direction_first(self) -> bool:
+        """Whether `direction` is that of the state before this gradient: it is called before `accumulate`."""
+
+    def adapts(self, shape: torch.Size, group: Group) -> bool:
+        """Whether a layer of this shape has a trust ratio of its update; others are updated as if it were 1."""
+
+    def direction_reads_gradient(self, group: Group) -> bool:
+        """Whether `direction` needs the gradient: a step that groups takes it only after the grouping then."""
 
     def check(self, group: Group) -> None:
         """Raise OptionError where options that are right alone contradict each other."""
@@ -135,7 +160,7 @@ class BaseRule(Hashable, Protocol):
 
         Args:
             weight_squares: float64 `[L]`, sum of squares over each layer, on all ranks.
-            grad_squares: likewise of its gradient.
+            grad_squares: likewise of its gradient, or where `adapts_updates` of its direction with weight decay.
             shapes: of the layers.
             groups: their param groups.
         """

@@ -32,6 +32,8 @@ class SGDRule:
     momentum: str = "momentum_buffer"
     takes_trust_ratio: bool = False
     counts_steps: bool = False
+    adapts_updates: bool = False
+    direction_first: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -54,6 +56,14 @@ class SGDRule:
         """See `sgd_factors`."""
         return 1.0, tuple(map(float, sgd_factors(step, momentum=group["momentum"], dampening=group["dampening"])))
 
+    def adapts(self, shape: torch.Size, group: Group) -> bool:
+        """No layer has a trust ratio."""
+        return False
+
+    def direction_reads_gradient(self, group: Group) -> bool:
+        """Nesterov's momentum adds it, and without momentum it is the direction."""
+        return bool(group["momentum"] == 0 or group["nesterov"])
+
     def trust_ratios(
         self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
     ) -> Tensor:
@@ -71,8 +81,8 @@ class SGDRule:
     ) -> Tensor:
         """See `sgd_direction`; without momentum the gradient."""
         has_momentum, nesterov = _pair(plan)
-        assert grad is not None
         if not has_momentum:
+            assert grad is not None
             return grad.clone()
         return sgd_direction(grad, state[self.momentum], SGDFactors(*constants), nesterov=nesterov)
 
@@ -85,6 +95,8 @@ class LARSRule:
     momentum: str = "momentum_buffer"
     takes_trust_ratio: bool = True
     counts_steps: bool = False
+    adapts_updates: bool = False
+    direction_first: bool = False
 
     @property
     def options(self) -> Mapping[str, Option]:
@@ -105,6 +117,14 @@ class LARSRule:
     def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
         """The momentum."""
         return 1.0, (float(group["momentum"]),)
+
+    def adapts(self, shape: torch.Size, group: Group) -> bool:
+        """Its trust ratio is that of the gradient, not of the update."""
+        return False
+
+    def direction_reads_gradient(self, group: Group) -> bool:
+        """It reads the momentum buffer."""
+        return False
 
     def trust_ratios(
         self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]

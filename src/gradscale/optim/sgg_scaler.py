@@ -203,7 +203,7 @@ def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, flo
         layer.relabel.fill_(1)
     elif _keeps_labels(group):
         absolute = group["momentum_sign"] == "absolute"
-        assign_labels(layer.momentum, boundaries, absolute=absolute, out=state["labels"])
+        assign_labels(layer.grouped, boundaries, absolute=absolute, out=state["labels"])
     return LayerReport(
         name=layer.name,
         numel=layer.numel,

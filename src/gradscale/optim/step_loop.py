@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradscale.optim.ahead import gradients_back, momentum_ahead, waits_with_gradients
 from gradscale.optim.kernels.choice import Run
 from gradscale.optim.kernels.update_pass import RELABEL, Part
 from gradscale.optim.members import Member, layers_of, local_state
@@ -15,6 +17,7 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer
 from gradscale.optim.step_numbers import StepNumbers, reads_gradients
 from gradscale.optim.universal import UniversalLoading
+from gradscale.optim.update_ratios import UpdateRatios
 from gradscale.sharding import fsdp1
 from gradscale.sharding.coverage import check_coverage
 from gradscale.sharding.dtensor import local_part
@@ -22,6 +25,24 @@ from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
 
 _ONE = torch.tensor(1.0)
+
+
+class _Finish(NamedTuple):
+    """The second part of a step, which follows a grouping or sums over updates.
+
+    Attributes:
+        part: what passes do: "apply", or "whole" where gradients are taken after the grouping.
+        turns: the updates.
+        relabels: see `StepLoop._relabels`.
+        ratios: trust ratios of updates.
+        runs: the passes.
+    """
+
+    part: Part
+    turns: list[Turn]
+    relabels: dict[tuple[int, int], dict[str, Tensor]]
+    ratios: UpdateRatios
+    runs: list[Run]
 
 
 class StepLoop(UniversalLoading):
@@ -55,9 +76,13 @@ class StepLoop(UniversalLoading):
         if only_makes_state:
             return loss
         self._kernel.weigh(local_part(member.param).numel() for member in together)
-        # An engine that steps its tensors apart has further calls in this training step: the grouping is in the last
-        # of those that bring a scaled layer.
-        groups_now = bool(due) and not (apart and not any(member.scaled for member in updates))
+        # An engine that steps its tensors apart has further calls in this training step: the grouping, and the sums of
+        # trust ratios, are in the last of those that bring a layer to scale, or one with a trust ratio.
+        waits = not apart or any(member.scaled or member.adapted for member in updates)
+        groups_now = bool(due) and waits
+        # The gradients of some bases are taken after the grouping, because their direction needs them.
+        ahead = groups_now and waits_with_gradients(together, self.base)
+        in_two = not ahead and (groups_now or (self.base.adapts_updates and waits))
         # A grouping reads the momenta of all layers, today's gradients included, before any of them is applied.
         steps = [self.state[member.param]["step"] for member in updates]
         turns = [
@@ -69,12 +94,10 @@ class StepLoop(UniversalLoading):
             if reads_gradients(together, self.base, self.scaler)
             else None
         )
-        runs = self._prepared(
-            turns, "accumulate" if groups_now else "whole", None if numbers is None else numbers.extras
-        )
-        if groups_now:
-            # For its errors: what cannot be compiled must be known before anything is changed.
-            self._prepared(turns, "apply", self._relabels(turns))
+        # What cannot be compiled must be known before anything is changed.
+        finish = self._finish(turns, together, "whole" if ahead else "apply") if ahead or in_two else None
+        extras = None if numbers is None else numbers.extras
+        runs = [] if ahead else self._prepared(turns, "accumulate" if in_two else "whole", extras)
         for group in self.param_groups:
             group["steps"] = clock
         if steps:  # FSDP1 may give this rank nothing to update
@@ -89,15 +112,19 @@ class StepLoop(UniversalLoading):
             return loss
         if numbers is not None:
             numbers.fill(self.state, clock)
-        _run(runs, turns)
-        if not groups_now:
+        if not ahead:
+            _run(runs, turns)
+        if finish is None:
             return loss
         self._held.extend(turns)
         if self._all_stepped(together, clock):
             held, self._held = self._held, []
-            relabels = self._relabels(held)
-            report = self._observe(together, due, clock, {key: extra[RELABEL] for key, extra in relabels.items()})
-            _run(self._prepared(held, "apply", relabels), held)
+            with gradients_back(held if ahead else []):
+                if len(held) > len(turns):
+                    finish = self._finish(held, together, finish.part)
+                report = self._observe(together, due, clock, finish) if due else None
+                finish.ratios.fill(held, self.state)
+                _run(finish.runs, held)
             self._publish(held, updates)
             if report is not None:
                 self._report = report
@@ -106,16 +133,10 @@ class StepLoop(UniversalLoading):
 
     def _run_held(self, held: list[Turn], numbers: StepNumbers, clock: int) -> None:
         """Update tensors of earlier calls, whose gradients the engine has taken away since."""
-        away = [turn for turn in held if turn.member.param.grad is None and turn.grad is not None]
-        for turn in away:
-            turn.member.param.grad = turn.grad
-        try:
+        with gradients_back(held):
             runs = self._prepared(held, "whole", numbers.extras)
             numbers.fill(self.state, clock)
             _run(runs, held)
-        finally:
-            for turn in away:
-                turn.member.param.grad = None
 
     @staticmethod
     def _publish(held: list[Turn], updates: list[Member]) -> None:
@@ -140,11 +161,11 @@ class StepLoop(UniversalLoading):
         return {key for key, group in groups.items() if regroup or self.scaler.due(clock, group)}
 
     def _all_stepped(self, together: list[Member], clock: int) -> bool:
-        """Whether the momenta of all scaled layers include the gradients of this training step."""
+        """Whether all scaled layers, and all with a trust ratio, have come in this training step."""
         return all(
             member.view.stepped_apart is None or self.state.get(member.param, {}).get("step", 0) >= clock
             for member in together
-            if member.scaled
+            if member.scaled or member.adapted
         )
 
     def _refuse_replaced(self, members: list[Member]) -> None:
@@ -196,7 +217,14 @@ class StepLoop(UniversalLoading):
         moves = any(bool(local_part(member.param.grad).any()) for member in members if member.param.grad is not None)
         return not largest_on_any_rank([int(moves)], [member.view.process_groups for member in members])[0]
 
-    def _prepared(self, turns: list[Turn], part: Part, extras: Extras | None = None) -> list[Run]:
+    def _finish(self, turns: list[Turn], together: list[Member], part: Part) -> _Finish:
+        """Prepare what updates parameters once their momenta are grouped, and their trust ratios known."""
+        relabels, ratios = self._relabels(turns), UpdateRatios(together, self.base, self._kernel)
+        return _Finish(part, turns, relabels, ratios, self._prepared(turns, part, relabels, ratios.extras))
+
+    def _prepared(
+        self, turns: list[Turn], part: Part, extras: Extras | None = None, ratios: Extras | None = None
+    ) -> list[Run]:
         return prepare_passes(
             turns,
             part,
@@ -205,6 +233,7 @@ class StepLoop(UniversalLoading):
             kernel=self._kernel,
             states=self.state,
             extras=extras or {},
+            ratios=ratios or {},
         )
 
     def _relabels(self, turns: list[Turn]) -> dict[tuple[int, int], dict[str, Tensor]]:
@@ -216,10 +245,10 @@ class StepLoop(UniversalLoading):
             for row in range(len(member.scaled))
         }
 
-    def _observe(
-        self, members: list[Member], due: set[int], clock: int, relabels: dict[tuple[int, int], Tensor]
-    ) -> GroupingReport | None:
+    def _observe(self, members: list[Member], due: set[int], clock: int, finish: _Finish) -> GroupingReport | None:
         layers: list[Layer] = []
+        relabels = {key: extra[RELABEL] for key, extra in finish.relabels.items()}
+        ahead = momentum_ahead(finish.turns, self.base, self.scaler) if finish.part == "whole" else None
         for member in members:
             if not member.scaled or member.param.is_meta:
                 continue
@@ -229,7 +258,9 @@ class StepLoop(UniversalLoading):
             elif not self.state.get(member.param):
                 continue
             state = local_state(self.state[member.param])
-            layers.extend(layers_of(member, state, self.base.momentum, due=id(member.group) in due, later=relabels))
+            key, is_due = self.base.momentum, id(member.group) in due
+            of_layer = None if ahead is None else ahead(member)
+            layers.extend(layers_of(member, state, key, due=is_due, later=relabels, ahead=of_layer))
         report = self.scaler.observe(layers, clock)
         if report is not None and self._ungrouped:
             self._ungrouped.clear()

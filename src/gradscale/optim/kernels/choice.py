@@ -16,6 +16,7 @@ from gradscale.optim.kernels.recipe import Recipe
 from gradscale.optim.kernels.strips import Strip
 from gradscale.optim.kernels.sums import sums_compiled, sums_eagerly
 from gradscale.optim.kernels.update_pass import UpdatePass
+from gradscale.optim.kernels.update_sums import Stretch, update_sums
 from gradscale.optim.members import Member
 from gradscale.optim.rule import State
 
@@ -94,6 +95,10 @@ class StepKernel:
     def sums(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return sums over a gradient, see `sums_eagerly`."""
         return sums_compiled(tensors) if self._compiles(tensors[0], None) else sums_eagerly(tensors)
+
+    def update_sums(self, stretch: Stretch) -> list[Tensor]:
+        """Return sums over an update, see `update_sums`."""
+        return update_sums(stretch, compiled=self._compiles(stretch.tensors[0], None))
 
     def _fall_back(self, error: KernelUnavailableError) -> None:
         if self.choice == "compiled":

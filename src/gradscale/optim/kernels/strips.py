@@ -26,6 +26,7 @@ class Strip(NamedTuple):
         per_layer: the scaler's state of its layer, and what is known of it in this step alone.
         row: which of the member's scaled layers it is, or is part of; None for what is not scaled.
         contiguous: whether the elements of all these lie one after the other in memory.
+        adapted: which of the tensor's segments it is part of, if that layer's update has a trust ratio; else None.
     """
 
     param: Tensor
@@ -34,6 +35,7 @@ class Strip(NamedTuple):
     per_layer: dict[str, Tensor]
     row: int | None
     contiguous: bool
+    adapted: int | None = None
 
 
 def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Strip]:
@@ -65,23 +67,28 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
     if member.view.flat:
         yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, None, contiguous))
     else:
-        yield Strip(param, grad, elementwise, per_layer, 0 if member.scaled else None, contiguous)
+        row, adapted = 0 if member.scaled else None, 0 if member.adapted else None
+        yield Strip(param, grad, elementwise, per_layer, row, contiguous, adapted)
 
 
 def _of_vector(member: Member, vector: Strip) -> Iterator[Strip]:
-    """Strips of a flat tensor: the scaled segments, and what lies between them."""
+    """Strips of a flat tensor: the segments that are scaled or have a trust ratio, and what lies between them."""
     position = 0
-    here = [(segment.start, segment.length, row) for row, segment in enumerate(member.scaled) if segment.length]
-    for start, length, row in sorted(here):
+    rows = {segment.start: (segment.length, row) for row, segment in enumerate(member.scaled) if segment.length}
+    adapted = [(place, member.view.segments[place]) for place in member.adapted]
+    places = {segment.start: (segment.length, place) for place, segment in adapted if segment.length}
+    for start in sorted({*rows, *places}):
+        length, row = rows.get(start, (0, None))
+        length, place = places.get(start, (length, None))
         if position < start:
             yield _piece(vector, slice(position, start), None)
         position = start + length
-        yield _piece(vector, slice(start, position), row)
+        yield _piece(vector, slice(start, position), row, place)
     if position < vector.param.numel():
         yield _piece(vector, slice(position, vector.param.numel()), None)
 
 
-def _piece(vector: Strip, place: slice, row: int | None) -> Strip:
+def _piece(vector: Strip, place: slice, row: int | None, adapted: int | None = None) -> Strip:
     return Strip(
         vector.param[place],
         None if vector.grad is None else vector.grad[place],
@@ -89,4 +96,5 @@ def _piece(vector: Strip, place: slice, row: int | None) -> Strip:
         {} if row is None else {key: tensor[row] for key, tensor in vector.per_layer.items()},
         row=row,
         contiguous=vector.contiguous,
+        adapted=adapted,
     )

@@ -21,6 +21,7 @@ COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-
 
 RELABEL = "relabel"  # key of a tensor of one step alone: whether the layer has just been grouped
 NUMBERS = "step_numbers"  # likewise: the layer's trust ratio, and what the scaler found in all gradients
+RATIO = "update_ratio"  # likewise: the trust ratio of the layer's update
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +70,13 @@ class UpdatePass:
         value = param.to(dtype)
         # `to` gives the tensor itself where the dtype is right: then the moments are updated where they are.
         moments = {key: state[key].to(dtype) for key in self.moments}
+        update = None
         if self.part != "apply":
             assert grad is not None
-            grad = raw = grad.to(dtype)
-            if self.maximize:
-                grad = -grad
-            if self.coupled_decay:
-                grad = grad + value * coupled
+            raw = grad.to(dtype)
+            grad = self._taken(raw, value, coupled)
+            if self.rule.direction_first:
+                update = self.rule.direction(grad, moments, own, self.rule_plan)
             # Padding, which belongs to no layer, is stepped like a vector.
             ratio: tuple[Number, ...] = (1.0 if trust_ratio is None else trust_ratio,)
             taken = (*own, *ratio) if self.rule.takes_trust_ratio else own
@@ -85,9 +86,12 @@ class UpdatePass:
                     state[key].copy_(tensor)
         if self.part == "accumulate":
             return
-        update = self.rule.direction(grad, moments, own, self.rule_plan)
-        # Of the momentum as it is kept: groupings count that one.
-        momentum, factor = state.get(self.rule.momentum), rate
+        if update is None:
+            update = self.rule.direction(grad, moments, own, self.rule_plan)
+        if self.rule.adapts_updates:
+            rate, decay = _adapted(rate, decay, state[RATIO].to(dtype)[0] if RATIO in state else None)
+        # Of the momentum as it is kept: groupings count that one. Without momentum they count what is taken.
+        momentum, factor = state.get(self.rule.momentum, grad), rate
         if self.scaler is not None:
             if RELABEL in state and momentum is not None:
                 self.scaler.relabel(momentum, state, dtype, self.scaler_plan)
@@ -99,6 +103,37 @@ class UpdatePass:
             _moved(param, decay, update, factor)
         else:
             param.copy_(_moved(value, decay, update, factor))
+
+    def momentum_ahead(
+        self, param: Tensor, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number]
+    ) -> Tensor:
+        """Return the momentum that the pass will leave (or what it takes of the gradient, where none is kept).
+
+        Args:
+            param: a stretch of the parameter, not changed.
+            grad: its gradient, same shape; not changed.
+            state: the stretch's part of the state; not changed.
+            constants: see `constants_of`.
+        """
+        dtype, key = arithmetic_dtype(param), self.rule.momentum
+        _, _, coupled, *rest = constants
+        taken = self._taken(grad.to(dtype), param.to(dtype) if self.coupled_decay else param, coupled)
+        if key not in self.moments:
+            return taken
+        moments = {name: state[name].to(dtype, copy=True) for name in self.moments}
+        self.rule.accumulate(taken, moments, rest[: self.rule_constants], self.rule_plan)
+        return moments[key].to(state[key].dtype)
+
+    def _taken(self, grad: Tensor, value: Tensor, coupled: Number) -> Tensor:
+        """What the rule takes of a gradient: along the way that the step goes, with weight decay that enters it."""
+        if self.maximize:
+            grad = -grad
+        return grad + value * coupled if self.coupled_decay else grad
+
+
+def _adapted(rate: Number, decay: Number, ratio: Tensor | None) -> tuple[Number, Number]:
+    """Return what the direction and what the parameter is multiplied by, given the trust ratio of the update."""
+    return (rate, 1 - decay) if ratio is None else (rate * ratio, 1 - decay * ratio)
 
 
 def _moved(value: Tensor, decay: Number, update: Tensor, factor: Number) -> Tensor:
@@ -138,13 +173,16 @@ def constants_of(rule: BaseRule, scaler: Scaler, group: Group, step: float, lr: 
     """Return the numbers that change from step to step, or by param group.
 
     Returns:
-        What the direction is multiplied by; what the parameter is multiplied by; the weight decay that enters the
-        gradient; those of the rule; and those of the scaler.
+        What the direction is multiplied by; what the parameter is multiplied by (or where a trust ratio comes into it,
+        what is then taken from 1); the weight decay that enters the gradient; those of the rule; and those of the
+        scaler.
     """
     rate, own = rule.constants(group, step)
     own = (*own, *scaler.constants(group))
     weight_decay, decoupled = group["weight_decay"], rule.decoupled_weight_decay
-    return (lr * rate, 1 - lr * weight_decay if decoupled else 1.0, 0.0 if decoupled else weight_decay, *own)
+    shrinks = lr * weight_decay if decoupled else 0.0
+    decay = shrinks if rule.adapts_updates else 1 - shrinks
+    return (lr * rate, decay, 0.0 if decoupled else weight_decay, *own)
 
 
 def _kahan_sum(param: Tensor, old: Tensor, new: Tensor, compensation: Tensor) -> None:
