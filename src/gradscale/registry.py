@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
-from gradscale.option_checks import Check, check_dgs, check_sgd
+from gradscale.option_checks import Check, check_dgs, check_sgd, check_sgg
 from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LARS, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
@@ -59,6 +59,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=_SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="sgg_adam",
@@ -67,6 +68,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=_SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="dgs_sgd",
