@@ -14,6 +14,7 @@ from gradscale.optim.custom import CustomOptimizer, PlainRule, PlainScaler
 from gradscale.optim.rule import BaseRule, Scaler, Slot
 from gradscale.optim.sgd_rules import SGDRule
 from gradscale.optim.sgg_scaler import SGGScaler
+from gradscale.option_checks import check_sgg
 from gradscale.options import Choice, Flag, Integer, Interval, Maybe, Option, Pair, Real
 from gradscale.registry import SGG_TRAINER_DEFAULTS, OptimizerEntry, add_entry
 
@@ -57,10 +58,13 @@ def register(name: str, optimizer: type[CustomOptimizer], summary: str = "") -> 
     if not (isinstance(optimizer, type) and issubclass(optimizer, CustomOptimizer)):
         raise TypeError(f"optimizer={optimizer!r} is not allowed: expected a subclass of CustomOptimizer")
     options = optimizer.options()
-    defaults = SGG_TRAINER_DEFAULTS if isinstance(optimizer.scaler, SGGScaler) else {}
+    groups = isinstance(optimizer.scaler, SGGScaler)
+    defaults = SGG_TRAINER_DEFAULTS if groups else {}
 
     def check(given: Mapping[str, Any]) -> None:
         optimizer.base.check(dict(given))
+        if groups:
+            check_sgg(given)
 
     add_entry(OptimizerEntry(name, optimizer, summary, options, trainer_defaults=defaults, checks=(check,)))
     registration.extend_again()

@@ -5,6 +5,7 @@ Standard library only, as the registry. Each function takes all options of a par
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,3 +49,37 @@ def check_dgs(options: Mapping[str, Any]) -> None:
     low, high = options["factor_bounds"]
     if not low <= 1 <= high:
         raise OptionError(f"factor_bounds={(low, high)} is not allowed: expected 1 between the two")
+
+
+# Groupings that scikit-learn computes; they are slow, and only they need it.
+SKLEARN_GROUPINGS = ("minibatch_kmeans", "gmm", "dbscan")
+_WITHOUT_LABELS = ("layer", "static", "none")
+
+
+def check_sgg(options: Mapping[str, Any]) -> None:
+    """Some groupings need a library, and some options speak of what others have left nothing of.
+
+    Raises:
+        OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, host memory is
+            asked for where there are no labels, or rows in a block where there are no blocks.
+    """
+    grouping, statistic, over = options["grouping"], options["statistic"], options["global_mda"]
+    if grouping in SKLEARN_GROUPINGS and importlib.util.find_spec("sklearn") is None:
+        raise OptionError(f"grouping={grouping!r} needs scikit-learn, which is missing: pip install scikit-learn")
+    if options["static_block"] is not None and grouping != "static":
+        raise OptionError(
+            f"static_block={options['static_block']} needs grouping='static', whose blocks it makes: got "
+            f"grouping={grouping!r}"
+        )
+    if over == "parameters" and (statistic not in ("mda", "none") or grouping == "static"):
+        name, value = ("statistic", statistic) if statistic not in ("mda", "none") else ("grouping", grouping)
+        raise OptionError(
+            f"global_mda={over!r} is not allowed with {name}={value!r}: a single parameter has a deviation from its "
+            "layer's mean, and the median over all of them says what MDAs of clusters are compared with; use "
+            "global_mda='clusters'"
+        )
+    if options["labels_device"] != "device" and (options["labels"] == "live" or grouping in _WITHOUT_LABELS):
+        name, value = ("labels", "live") if options["labels"] == "live" else ("grouping", grouping)
+        raise OptionError(
+            f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels"
+        )

@@ -126,7 +126,24 @@ SGG: Mapping[str, Option] = MappingProxyType(
             "typical deviation of the model: the median over all clusters' MDAs, or over all parameters' deviations",
         ),
         "grouping": Option(
-            Choice(("kmeans", "layer")), "kmeans", "K clusters per layer, or the whole layer as one (a scale per layer)"
+            Choice(("kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none")),
+            "kmeans",
+            "K clusters per layer; the whole layer as one (a scale per layer); rows of a layer (Adam-mini's blocks); "
+            "scikit-learn's methods (slow); or none, which leaves the base optimizer as it is",
+        ),
+        "static_block": Option(
+            Maybe(Integer(1)), None, "rows in a block of grouping=static, such as a head's; None: 1, a row is a block"
+        ),
+        "statistic": Option(
+            Choice(("mda", "mean", "variance", "variance_sign", "l2", "mad", "none")),
+            "mda",
+            "what of a cluster is compared with the model's; none leaves the base optimizer as it is",
+        ),
+        "labels_device": Option(
+            Choice(("device", "cpu", "hybrid")),
+            "device",
+            "where frozen labels and scales are kept: with the parameter, in host memory, or labels there and scales "
+            "with the parameter",
         ),
     }
 )

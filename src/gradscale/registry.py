@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
-from gradscale.option_checks import Check, check_dgs, check_sgd
+from gradscale.option_checks import Check, check_dgs, check_sgd, check_sgg
 from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
@@ -64,6 +64,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="sgg_adam",
@@ -72,6 +73,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="sgg_sgd",
@@ -79,7 +81,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         summary="SGG on SGD, with or without momentum",
         options=MappingProxyType({**SGD, **SGG, **STEP}),
         trainer_defaults=SGG_TRAINER_DEFAULTS,
-        checks=(check_sgd,),
+        checks=(check_sgd, check_sgg),
     ),
     OptimizerEntry(
         name="sgg_lion",
@@ -88,6 +90,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         options=MappingProxyType({**LION, **SGG, **STEP}),
         # --adam_beta1 and --adam_beta2 have Adam's defaults, which cannot be told from a choice: they are not Lion's.
         trainer_defaults=SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="sgg_lamb",
@@ -97,6 +100,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         # Not eps: the default of --adam_epsilon is Adam's, a hundredth of LAMB's.
         trainer_fields=MappingProxyType({"betas": _ADAM_FIELDS["betas"]}),
         trainer_defaults=SGG_TRAINER_DEFAULTS,
+        checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="dgs_sgd",

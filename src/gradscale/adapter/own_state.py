@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradscale.adapter.one_tensor import Group
 from gradscale.optim.members import Member
+from gradscale.optim.placement import brought_home
 from gradscale.optim.rule import Scaler, Slot, State
 from gradscale.optim.state_io import check_form, check_state, new_tensor
 
@@ -119,7 +120,7 @@ class OwnState:
                 if isinstance(value, Tensor) and key in slots:
                     # Never the saved tensor itself, which the caller may go on with.
                     assert state is not None
-                    state[key] = value.detach().clone().to(device=member.param.device, dtype=slots[key].dtype)
+                    state[key] = brought_home(value.detach().clone(), slots[key], member.param.device)
         if unknown:
             what = "running importance" if self._scaler.history is not None else "groups"
             warnings.warn(

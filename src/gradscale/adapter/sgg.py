@@ -16,6 +16,7 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer, Slot, State, arithmetic_dtype
 from gradscale.optim.sgg_options import SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
+from gradscale.optim.static_blocks import with_scales_of_rows
 from gradscale.sharding.dtensor import local_part
 
 if TYPE_CHECKING:
@@ -122,8 +123,12 @@ class SGG(Adapted):
     def _factor(self, member: Member) -> Factor:
         """Return the scales of the elements that are here; live labels are those of today's momentum."""
         state = self._with_momentum(member)
-        momentum, dtype = state[MOMENTUM], arithmetic_dtype(local_part(member.param))
+        local = local_part(member.param)
+        momentum, dtype = state[MOMENTUM], arithmetic_dtype(local)
         plan = self.scaler.plan(member.group)
+        state = with_scales_of_rows(state, local.shape, member.group)
+        # Of this tensor alone, what is kept in host memory.
+        state = {key: value.to(local.device) if isinstance(value, Tensor) else value for key, value in state.items()}
         return self.scaler.factor(None, momentum, state, dtype, plan, (), (), 1.0)
 
     def _with_momentum(self, member: Member) -> State:

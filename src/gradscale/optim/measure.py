@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.optim.rule import Layer
+from gradscale.scalers.ablations import group_layers_otherwise
 from gradscale.scalers.deviation import ParameterDeviations
 from gradscale.scalers.histogram import N_BINS, Counter
 from gradscale.scalers.occupied import Occupied
@@ -23,6 +25,14 @@ from gradscale.sharding.reduce import send_buffer, sharded_alike, sum_in_place
 _AT_A_TIME = 32  # layers whose statistics are computed together
 _INT32_MAX = 2**31 - 1
 _MAX_REFINEMENTS = 3  # each narrows the bins 128 times; three reach the resolution of float32
+
+
+class Way(NamedTuple):
+    """How to group a layer: into how many clusters, by which method, and what to measure of them."""
+
+    n_clusters: int
+    grouping: str = "kmeans"
+    statistic: str = "mda"
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Measured:
     deviations: ParameterDeviations | None
 
 
-def measure(layers: Sequence[Layer], clusters: Sequence[int], *, deviations: bool) -> Measured:
+def measure(layers: Sequence[Layer], ways: Sequence[Way], *, deviations: bool) -> Measured:
     """Group layers by their momentum. Every rank must call it, with the same layers.
 
     Layers that the grid does not resolve are counted again around their mean, until it does: those whose elements are
@@ -50,7 +60,7 @@ def measure(layers: Sequence[Layer], clusters: Sequence[int], *, deviations: boo
 
     Args:
         layers: layers of momenta on one device.
-        clusters: into how many clusters to group each.
+        ways: how to group each.
         deviations: whether deviations of all parameters are wanted.
     """
     device = _statistics_device(layers[0].momentum.device)
@@ -58,15 +68,15 @@ def measure(layers: Sequence[Layer], clusters: Sequence[int], *, deviations: boo
     places, centers = list(range(len(layers))), [0.0] * len(layers)
     for refinements_left in reversed(range(_MAX_REFINEMENTS + 1)):
         counts = LayerCounts([layers[place] for place in places], [centers[place] for place in places], device)
-        alike: dict[int, list[int]] = defaultdict(list)
+        alike: dict[Way, list[int]] = defaultdict(list)
         for index, place in enumerate(places):
-            alike[clusters[place]].append(index)
+            alike[ways[place]].append(index)
         narrow: dict[int, float] = {}
-        for n_clusters, members in alike.items():
+        for way, members in alike.items():
             for begin in range(0, len(members), _AT_A_TIME):
                 some = members[begin : begin + _AT_A_TIME]
                 around = {places[index]: centers[places[index]] for index in some}
-                narrow |= _measure_some(found, counts.of(some), around, n_clusters, refine=refinements_left > 0)
+                narrow |= _measure_some(found, counts.of(some), around, way, refine=refinements_left > 0)
         for place, shift in narrow.items():
             centers[place] += shift
         places = sorted(narrow)
@@ -77,7 +87,7 @@ def measure(layers: Sequence[Layer], clusters: Sequence[int], *, deviations: boo
 
 
 def _measure_some(
-    found: Measured, counts: Tensor, around: dict[int, float], n_clusters: int, *, refine: bool
+    found: Measured, counts: Tensor, around: dict[int, float], way: Way, *, refine: bool
 ) -> dict[int, float]:
     """Enter the statistics of some layers.
 
@@ -85,7 +95,7 @@ def _measure_some(
         found: where to.
         counts: see `LayerCounts.of`.
         around: the layers' places in the list, in order, and what was subtracted before counting.
-        n_clusters: into how many clusters to group them.
+        way: how to group them.
         refine: whether they may be counted again.
 
     Returns:
@@ -110,7 +120,11 @@ def _measure_some(
             occupied = occupied[torch.tensor(ready, device=counts.device)]
         members = [list(around)[row] for row in ready]
         centers = torch.tensor([around[place] for place in members], dtype=torch.float64, device=counts.device)
-        grouping = group_layers(occupied, n_clusters, centers).cpu()
+        n_clusters, method, statistic = way
+        if method in ("kmeans", "layer") and statistic == "mda":
+            grouping = group_layers(occupied, n_clusters, centers).cpu()
+        else:
+            grouping = group_layers_otherwise(occupied, n_clusters, centers, grouping=method, statistic=statistic)
         found.groupings.append(grouping)
         found.rows.update((place, (grouping, row)) for row, place in enumerate(members))
         if found.deviations is not None:

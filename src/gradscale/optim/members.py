@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.optim.placement import refuse_sharded
 from gradscale.optim.rule import Group, Layer, Scaler, State
 from gradscale.sharding import engines
 from gradscale.sharding.dtensor import local_part
@@ -118,7 +119,8 @@ class MemberTable:
             options: the group whose options count, if it is another.
 
         Raises:
-            UnsupportedShardingError: an engine that is not supported has put the tensor there.
+            UnsupportedShardingError: an engine that is not supported has put the tensor there, or one that an option
+                does not go with.
         """
         options = self._options_of(group) if options is None else options
         return self._member(param, group, index, place, options, self._values(options))
@@ -171,6 +173,8 @@ class MemberTable:
         if member is None or member.group is not options or known.options != values:
             segments, adapts = known.view.segments, self._adapts
             scaled = tuple([segment for segment in segments if self._scaler.scales(segment.shape, options)])
+            if scaled:
+                refuse_sharded(known.view, param.device, options)
             adapted = [i for i, one in enumerate(segments) if adapts is not None and adapts(one.shape, options)]
             member = known.member = Member(param, options, known.view, scaled, adapted=tuple(adapted))
             known.options = values

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 class LayerReport:
     """One layer in one grouping; the tuples have one entry per cluster, ascending by centroid.
 
+    Other orders are those of grouping="gmm" (by deviation) and "dbscan" (noise comes last). With grouping="static"
+    there is one entry for all blocks, with the median over them of each number.
+
     Attributes:
         name: name of the parameter, or its position where the optimizer was given no names.
         numel: elements of the layer.
         counts: elements per cluster.
         centroids: mean momentum of each cluster; inf for a cluster without elements.
-        mda: median deviation of each cluster from the layer's mean momentum.
+        mda: median deviation of each cluster from the layer's mean momentum, or what else the option `statistic` names.
         scales: learning-rate scale of each cluster from now on.
     """
 
@@ -32,7 +35,8 @@ class GroupingReport:
 
     Attributes:
         step: training step at which it was made.
-        global_mda: typical deviation over the model that the layers were compared with.
+        global_mda: typical deviation over the model (or what else `statistic` names) that the layers were compared
+            with; that of the first layer where param groups differ.
         layers: the layers that were grouped.
         waiting: names of layers whose momentum holds inf or NaN; they keep their labels and scales.
     """

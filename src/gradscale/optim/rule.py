@@ -30,6 +30,7 @@ class Slot:
         lowest, highest: bounds that saved values must keep to.
         ascending: whether saved values must ascend.
         may_be_nan: whether saved values may be NaN, as moments of a diverged run are.
+        host: whether it is kept in host memory, wherever the parameter is.
     """
 
     dtype: torch.dtype
@@ -39,6 +40,7 @@ class Slot:
     highest: float = math.inf
     ascending: bool = False
     may_be_nan: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,10 @@ class SGGOptions(TypedDict, total=False):
     momentum_sign: Literal["signed", "absolute"]
     labels: Literal["frozen", "live"]
     global_mda: Literal["clusters", "parameters"]
-    grouping: Literal["kmeans", "layer"]
+    grouping: Literal["kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none"]
+    static_block: int | None
+    statistic: Literal["mda", "mean", "variance", "variance_sign", "l2", "mad", "none"]
+    labels_device: Literal["device", "cpu", "hybrid"]
     total_steps: int | Literal["deferred"] | None
 
 

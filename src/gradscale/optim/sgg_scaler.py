@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradscale.bases.adam import Number
-from gradscale.optim.measure import measure
+from gradscale.optim.measure import Way
 from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
+from gradscale.optim.static_blocks import block_count, measure_any, report_blocks
+from gradscale.option_checks import check_sgg
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
+from gradscale.scalers.ablations import IN_SEVERAL_INTERVALS
 from gradscale.scalers.factor import cluster_numbers, factor_by_label, factor_by_value
+from gradscale.scalers.pieces import pieces
 from gradscale.scalers.sgg import Grouping, assign_labels, mda_over_clusters, update_scales
 
+_PIECE = 1 << 20  # elements relabelled at a time
 _LARGEST_SCALE = torch.finfo(torch.float32).max
 
 
@@ -41,11 +46,15 @@ def interval_in_steps(group: Group) -> int:
 
 
 class FactorPlan(NamedTuple):
-    """How the factor of an element is found: by "label", by "value", or one for the whole "layer"."""
+    """How the factor of an element is found: by "label", by "value", by "row", or one for the whole "layer".
+
+    Clusters are `several` intervals, or one each.
+    """
 
     by: str
     n_clusters: int
     absolute: bool
+    several: bool = False
 
 
 class SGGScaler:
@@ -58,8 +67,9 @@ class SGGScaler:
         """A fraction of the run needs the run's length.
 
         Raises:
-            OptionError: it is not given.
+            OptionError: it is not given; also see `check_sgg`.
         """
+        check_sgg(group)
         interval, total = group["recluster_interval"], group["total_steps"]
         if isinstance(interval, float) and total is None:
             raise OptionError(
@@ -69,19 +79,30 @@ class SGGScaler:
 
     def scales(self, shape: torch.Size, group: Group) -> bool:
         """Layers are tensors of two or more dimensions; one cluster has nothing to compare with."""
-        compares = group["n_clusters"] > 1 or group["grouping"] == "layer"
+        compares = group["n_clusters"] > 1 or group["grouping"] in ("layer", "static")
+        compares = compares and "none" not in (group["grouping"], group["statistic"])
         return bool(group["scaled"] and compares and len(shape) >= 2 and math.prod(shape) > 0)
 
     def slots(self, shape: torch.Size, layers: int | None, group: Group) -> dict[str, Slot]:
         """Scales of 1 and boundaries above everything: until the first grouping all elements are in cluster 0."""
-        n_clusters = _clusters(group)
+        n_clusters, place = _clusters(group), group["labels_device"]
         rows = [] if layers is None else [layers]
+
+        def per_layer(dtype: torch.dtype, numbers: int, fill: float, **bounds: Any) -> Slot:
+            return Slot(dtype, torch.Size([*rows, numbers]), fill, **bounds, host=place == "cpu")
+
+        if group["grouping"] == "static":
+            n_blocks = block_count(shape, group)
+            return {"scales": per_layer(torch.float32, n_blocks, 1.0, lowest=0.0, highest=_LARGEST_SCALE)}
+        intervals = 2 * n_clusters - 1 if _in_several_intervals(group) else n_clusters
         slots = {
-            "scales": Slot(torch.float32, torch.Size([*rows, n_clusters]), 1.0, lowest=0.0, highest=_LARGEST_SCALE),
-            "boundaries": Slot(torch.float32, torch.Size([*rows, n_clusters - 1]), float("inf"), ascending=True),
+            "scales": per_layer(torch.float32, n_clusters, 1.0, lowest=0.0, highest=_LARGEST_SCALE),
+            "boundaries": per_layer(torch.float32, intervals - 1, float("inf"), ascending=True),
         }
+        if _in_several_intervals(group):
+            slots["owners"] = per_layer(torch.uint8, intervals, 0.0, lowest=0, highest=n_clusters - 1)
         if _keeps_labels(group):
-            slots["labels"] = Slot(torch.uint8, shape, lowest=0, highest=n_clusters - 1)
+            slots["labels"] = Slot(torch.uint8, shape, lowest=0, highest=n_clusters - 1, host=place != "device")
         return slots
 
     def due(self, clock: int, group: Group) -> bool:
@@ -90,15 +111,19 @@ class SGGScaler:
 
     def overdue(self, state: State, group: Group) -> bool:
         """Scales at their initial value after a first grouping was due, or after steps of a run of unknown length."""
-        if state["scales"].shape[-1] == 1 or (state["scales"] != 1).any() or state["boundaries"].isfinite().any():
+        boundaries = state.get("boundaries", state["scales"].new_empty(0))
+        if state["scales"].shape[-1] == 1 or (state["scales"] != 1).any() or boundaries.isfinite().any():
             return False
         deferred = isinstance(group["recluster_interval"], float) and group["total_steps"] == DEFERRED
         return float(state["step"]) >= (1 if deferred else interval_in_steps(group))
 
     def plan(self, group: Group) -> FactorPlan:
         """How a scale is chosen, of how many."""
+        if group["grouping"] == "static":
+            return FactorPlan("row", 1, absolute=False)
         by = "label" if _keeps_labels(group) else "layer" if _clusters(group) == 1 else "value"
-        return FactorPlan(by, _clusters(group), by != "layer" and group["momentum_sign"] == "absolute")
+        absolute = by != "layer" and group["momentum_sign"] == "absolute"
+        return FactorPlan(by, _clusters(group), absolute, _in_several_intervals(group))
 
     def constants(self, group: Group) -> tuple[float, ...]:
         """None: scales and boundaries are in the state."""
@@ -132,11 +157,15 @@ class SGGScaler:
         """Scale of each element's cluster: as labelled at the last grouping, or by today's momentum."""
         # The few scales are multiplied by the rate, and not the many elements.
         plan, scales = _known(plan), state["scales"].to(dtype) * rate
+        if plan.by == "row":
+            return scales  # of each element already, see `with_scales_of_rows`
         if plan.by == "layer":
             return scales[0]
         if plan.by == "label":
             return factor_by_label(state["labels"], scales)
         assert momentum is not None
+        if plan.several:
+            scales = scales.index_select(0, state["owners"].to(torch.int64))
         return factor_by_value(momentum, state["boundaries"], scales, absolute=plan.absolute)
 
     def keeps_labels(self, group: Group) -> bool:
@@ -145,8 +174,10 @@ class SGGScaler:
 
     def relabel(self, momentum: Tensor, state: Mapping[str, Tensor], dtype: torch.dtype, plan: Plan) -> None:
         """See `assign_labels`, which labels outside of a pass."""
-        labels, absolute = state["labels"], _known(plan).absolute
-        numbers = cluster_numbers(momentum, state["boundaries"], dtype, absolute=absolute)
+        labels, plan = state["labels"], _known(plan)
+        numbers = cluster_numbers(momentum, state["boundaries"], dtype, absolute=plan.absolute)
+        if plan.several:
+            numbers = factor_by_label(numbers, state["owners"].to(dtype))
         labels.copy_(torch.where(state["relabel"] > 0, numbers, labels.to(dtype)))
 
     def observe(self, layers: list[Layer], clock: int) -> GroupingReport | None:
@@ -158,18 +189,24 @@ class SGGScaler:
         """
         if not layers:
             return None
-        over = [layer.group["global_mda"] for layer in layers]
-        found = measure(layers, [_clusters(layer.group) for layer in layers], deviations="parameters" in over)
+        ways = [Way(_clusters(each.group), each.group["grouping"], each.group["statistic"]) for each in layers]
+        deviations = "parameters" in [each.group["global_mda"] for each in layers]
+        found = measure_any(layers, ways, deviations=deviations)
         waiting = tuple(layers[place].name for place in found.bad)
         if not found.rows:
             return GroupingReport(clock, 0.0, (), waiting) if waiting else None
-        typical = {"clusters": mda_over_clusters(found.groupings)}
-        if found.deviations is not None:
-            typical["parameters"] = found.deviations.median()
         ready = sorted(found.rows)
+        # What is compared is of one kind: D of each statistic is that of the layers that are measured by it.
+        statistics = dict.fromkeys(grouping.statistic for grouping in found.groupings)
+        typical = {
+            ("clusters", each): mda_over_clusters([one for one in found.groupings if one.statistic == each])
+            for each in statistics
+        }
+        if found.deviations is not None:
+            typical["parameters", "mda"] = found.deviations.median()
         return GroupingReport(
             step=clock,
-            global_mda=typical[over[ready[0]]],
+            global_mda=typical[_compared(layers[ready[0]].group)],
             layers=tuple(_apply(layers[place], *found.rows[place], typical) for place in ready if layers[place].due),
             waiting=waiting,
         )
@@ -185,7 +222,12 @@ class SGGScaler:
             )
 
 
-def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, float]) -> LayerReport:
+def _compared(group: Group) -> tuple[str, str]:
+    """Which D a group's layers are compared with."""
+    return group["global_mda"], group["statistic"]
+
+
+def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[tuple[str, str], float]) -> LayerReport:
     """Write the decisions of a grouping into one layer's state."""
     state, group = layer.state, layer.group
     sizes, mda, boundaries = grouping.sizes[row], grouping.mda[row], grouping.boundaries[row]
@@ -193,17 +235,26 @@ def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, flo
         state["scales"].to(mda.device),
         mda,
         sizes,
-        global_mda=typical[group["global_mda"]],
+        global_mda=typical[_compared(group)],
         decay=group["scale_decay"],
         bounds=group["scale_bounds"],
+        sign_only=grouping.statistic == "variance_sign",
     )
     state["scales"].copy_(scales)
+    if group["grouping"] == "static":
+        return report_blocks(layer, grouping, scales)
     state["boundaries"].copy_(boundaries)
+    if grouping.owners is not None:
+        state["owners"].copy_(grouping.owners[row])
     if layer.relabel is not None:
         layer.relabel.fill_(1)
     elif _keeps_labels(group):
         absolute = group["momentum_sign"] == "absolute"
         assign_labels(layer.grouped, boundaries, absolute=absolute, out=state["labels"])
+        if grouping.owners is not None:
+            owners = grouping.owners[row].to(state["labels"].device)
+            for (piece,) in pieces(_PIECE, state["labels"]):
+                piece.copy_(owners[piece.to(torch.int64)])
     return LayerReport(
         name=layer.name,
         numel=layer.numel,
@@ -220,7 +271,11 @@ def _known(plan: Plan) -> FactorPlan:
 
 
 def _clusters(group: Group) -> int:
-    return 1 if group["grouping"] == "layer" else int(group["n_clusters"])
+    return 1 if group["grouping"] in ("layer", "static") else int(group["n_clusters"])
+
+
+def _in_several_intervals(group: Group) -> bool:
+    return group["grouping"] in IN_SEVERAL_INTERVALS and int(group["n_clusters"]) > 1
 
 
 def _keeps_labels(group: Group) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.optim.placement import brought_home, home_of, is_pinned
 from gradscale.optim.rule import Slot, State
 from gradscale.sharding.dtensor import local_part
 
@@ -122,8 +123,8 @@ def restore_state(state: State, slots: Mapping[str, Slot], param: Tensor) -> lis
             state[key] = step_tensor(float(tensor))
         elif isinstance(tensor, Tensor):
             # A key of another optimizer is cast as torch does it.
-            dtype = slots[key].dtype if key in slots else param.dtype
-            state[key] = tensor.to(device=param.device, dtype=dtype)
+            slot = slots[key] if key in slots else Slot(param.dtype, tensor.shape)
+            state[key] = brought_home(tensor, slot, param.device)
         else:
             state[key] = tensor
     missing = [key for key in slots if key not in state]
@@ -133,9 +134,12 @@ def restore_state(state: State, slots: Mapping[str, Slot], param: Tensor) -> lis
 
 def new_tensor(slot: Slot, param: Tensor) -> Tensor:
     """Make a state tensor; one that is shaped like its parameter is laid out like it."""
-    if slot.shape == param.shape:
+    device, pinned = home_of(slot, param.device), is_pinned(slot, param.device)
+    if slot.shape != param.shape:
+        return torch.full(slot.shape, slot.fill, dtype=slot.dtype, device=device, pin_memory=pinned)
+    if device == param.device:
         return torch.full_like(param, slot.fill, dtype=slot.dtype, memory_format=torch.preserve_format)
-    return torch.full(slot.shape, slot.fill, dtype=slot.dtype, device=param.device)
+    return torch.full_like(param, slot.fill, dtype=slot.dtype, device=device, pin_memory=pinned)
 
 
 def step_tensor(value: float) -> Tensor:

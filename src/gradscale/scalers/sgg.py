@@ -25,20 +25,27 @@ class Grouping:
     """Statistics of one grouping of L layers into K clusters.
 
     Attributes:
-        boundaries: float32 `[L, K - 1]`; an element's label is the number of boundaries below it.
+        boundaries: float32 `[L, K - 1]`; an element's label is the number of boundaries below it. With `owners`
+            `[L, P - 1]`, and the label is the owner of so many an interval.
         centroids: float64 `[L, K]`, ascending; +inf for clusters without elements, which come last.
         sizes: int64 `[L, K]`, elements per cluster.
-        mda: float64 `[L, K]`, median deviation of each cluster from its layer's mean.
+        mda: float64 `[L, K]`, median deviation of each cluster from its layer's mean, or what else `statistic` names.
+        statistic: see `gradscale.scalers.statistics`.
+        owners: uint8 `[L, P]`, the cluster of each interval, where clusters are several; None where each is one.
     """
 
     boundaries: Tensor
     centroids: Tensor
     sizes: Tensor
     mda: Tensor
+    statistic: str = "mda"
+    owners: Tensor | None = None
 
     def cpu(self) -> Grouping:
         """Return the same on the CPU."""
-        return Grouping(self.boundaries.cpu(), self.centroids.cpu(), self.sizes.cpu(), self.mda.cpu())
+        owners = None if self.owners is None else self.owners.cpu()
+        tensors = (self.boundaries.cpu(), self.centroids.cpu(), self.sizes.cpu(), self.mda.cpu())
+        return Grouping(*tensors, self.statistic, owners)
 
 
 def group_layers(layers: Occupied, n_clusters: int, centers: Tensor | None = None) -> Grouping:
@@ -76,6 +83,7 @@ def update_scales(
     global_mda: float,
     decay: float,
     bounds: tuple[float, float],
+    sign_only: bool = False,
 ) -> Tensor:
     """Move every cluster's scale towards the clamped ratio of the global deviation to its own.
 
@@ -91,13 +99,17 @@ def update_scales(
         global_mda: D.
         decay: beta3.
         bounds: lowest and highest ratio.
+        sign_only: whether the ratio is the highest of all below D and the lowest of all above it.
 
     Returns:
         New scales, float32 `[L, K]`.
     """
     if global_mda == 0:
         return scales.to(torch.float32)
-    ratio = (global_mda / (mda + _RATIO_EPS * min(1.0, global_mda))).clamp(*bounds)
+    if sign_only:
+        ratio = torch.pow(torch.inf, (global_mda - mda).sign()).clamp(*bounds)
+    else:
+        ratio = (global_mda / (mda + _RATIO_EPS * min(1.0, global_mda))).clamp(*bounds)
     moved = decay * scales.to(torch.float64) + (1 - decay) * ratio
     return torch.where(sizes > 0, moved, scales.to(torch.float64)).to(torch.float32)
 

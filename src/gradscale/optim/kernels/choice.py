@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from gradscale.optim.kernels.compiled import KernelUnavailableError, prepare
 from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.kernels.eager import run_eagerly
+from gradscale.optim.kernels.from_host import FromHost, is_in_parts, run_from_host
 from gradscale.optim.kernels.recipe import Recipe
 from gradscale.optim.kernels.strips import Strip
 from gradscale.optim.kernels.sums import sums_compiled, sums_eagerly
@@ -79,17 +80,22 @@ class StepKernel:
         Raises:
             KernelUnavailableError: kernel="compiled", and no compiler works here.
         """
+        away = is_in_parts(strip)
         if strip.contiguous and self._compiles(strip.param, strip.grad):
             try:
                 prepared = prepare(update, strip, constants)
             except KernelUnavailableError as error:
                 self._fall_back(error)
             else:
+                if away:
+                    return run_from_host, FromHost(update, strip, constants, prepared)
                 if whole is not None and (strip.grad is None or strip.grad is whole[0].param.grad):
                     member, state = whole
                     moment = next(iter(update.moments), None)
                     member.recipes[update] = Recipe.of(prepared, strip, member.param, state, moment)
                 return prepared.code.call, prepared.arguments()
+        if away:
+            return run_from_host, FromHost(update, strip, constants, None)
         return run_eagerly, (update, strip, constants)
 
     def sums(self, tensors: list[Tensor]) -> list[Tensor]:

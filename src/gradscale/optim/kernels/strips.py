@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradscale.optim.members import Member, local_state
 from gradscale.optim.rule import State
+from gradscale.optim.static_blocks import with_scales_of_rows
 from gradscale.sharding.dtensor import is_dtensor, local_part
 
 
@@ -52,6 +53,8 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
         state = local_state(state)
     if param.numel() == 0:
         return
+    if member.scaled:
+        state = with_scales_of_rows(state, param.shape, member.group)
     contiguous = param.is_contiguous()
     if grad is not None and contiguous and not grad.is_contiguous():
         grad = grad.contiguous()
