@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import gradscale
-from gradscale.registry import REGISTRY
 from gradscale.cli.main import SUBCOMMANDS
 from gradscale.cli.main import main as dispatch
 from gradscale.cli.run import main
+from gradscale.registry import REGISTRY
 
 RUN = [sys.executable, "-m", "gradscale.run"]
 NAMES = "from transformers.training_args import OptimizerNames; print([name.value for name in OptimizerNames])"
