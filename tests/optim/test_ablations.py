@@ -22,7 +22,7 @@ from gradscale.option_tables import SGG as OPTIONS
 from gradscale.registry import get_entry
 from gradscale.sharding.view import Segment, TensorView, UnsupportedShardingError
 from gradscale.sweep.grid import read_axes
-from tests.optim.small_models import FEW, grads_of, make, run
+from tests.optim.small_models import FEW, make, run
 from tests.optim.training import through_a_file
 from tests.reference.sgg_reference import statistic_of
 
