@@ -99,6 +99,8 @@ PLAIN = {
     "live": ({"optim_args": "labels=live"}, ["--optim_args", "labels=live"]),
     "one cluster": ({"optim_args": "n_clusters=1"}, ["--optim_args", "n_clusters=1"]),
     "layer": ({"optim_args": "grouping=layer"}, ["--optim_args", "grouping=layer"]),
+    "static": ({"optim_args": "grouping=static"}, ["--optim_args", "grouping=static"]),
+    "gmm": ({"optim_args": "grouping=gmm"}, ["--optim_args", "grouping=gmm"]),
     "targets": (
         {"optim_target_modules": ["q_proj", "v_proj"]},
         ["--optim_target_modules", "q_proj", "v_proj"],
