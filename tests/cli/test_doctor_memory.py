@@ -46,7 +46,7 @@ def real_states(tiny, tmp_path_factory):
 def in_kinds(state):
     """Bytes of a state by the kinds that the doctor tells apart."""
     moments = sum(state.get(key, 0) for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
-    scales = sum(state.get(key, 0) for key in ("scales", "boundaries", "step"))
+    scales = sum(state.get(key, 0) for key in ("scales", "boundaries", "owners", "step"))
     return {"moments": moments, "labels": state.get("labels", 0), "scales": scales}
 
 
