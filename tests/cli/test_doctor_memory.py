@@ -46,7 +46,7 @@ def real_states(tiny, tmp_path_factory):
 def in_kinds(state):
     """Bytes of a state by the kinds that the doctor tells apart."""
     moments = sum(state.get(key, 0) for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
-    scales = sum(state.get(key, 0) for key in ("scales", "boundaries", "step"))
+    scales = sum(state.get(key, 0) for key in ("scales", "boundaries", "owners", "step"))
     return {"moments": moments, "labels": state.get("labels", 0), "scales": scales}
 
 
@@ -99,6 +99,8 @@ PLAIN = {
     "live": ({"optim_args": "labels=live"}, ["--optim_args", "labels=live"]),
     "one cluster": ({"optim_args": "n_clusters=1"}, ["--optim_args", "n_clusters=1"]),
     "layer": ({"optim_args": "grouping=layer"}, ["--optim_args", "grouping=layer"]),
+    "static": ({"optim_args": "grouping=static"}, ["--optim_args", "grouping=static"]),
+    "gmm": ({"optim_args": "grouping=gmm"}, ["--optim_args", "grouping=gmm"]),
     "targets": (
         {"optim_target_modules": ["q_proj", "v_proj"]},
         ["--optim_target_modules", "q_proj", "v_proj"],

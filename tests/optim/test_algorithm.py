@@ -17,6 +17,11 @@ VARIANTS = [
     {"labels": "live"},
     {"global_mda": "parameters"},
     {"labels": "live", "momentum_sign": "absolute", "global_mda": "parameters", "n_clusters": 4},
+    {"statistic": "mean", "momentum_sign": "absolute"},
+    {"statistic": "variance_sign", "scale_bounds": (0.5, 2.0)},
+    {"statistic": "l2", "labels": "live"},
+    {"statistic": "variance", "scale_decay": 0.99},
+    {"statistic": "mad", "scale_decay": 0.99},
 ]
 
 

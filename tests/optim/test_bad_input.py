@@ -27,7 +27,7 @@ BAD_OPTIONS_OF_SGG = [
     *[("momentum_sign", value) for value in ("Signed", "abs", None, 1)],
     *[("labels", value) for value in ("packed", "", None)],
     *[("global_mda", value) for value in ("cluster", None)],
-    *[("grouping", value) for value in ("gmm", None)],
+    *[("grouping", value) for value in ("spectral", None)],
     *[("total_steps", value) for value in (0, -1, 1.5, "auto", True)],
     ("scaled", "yes"),
 ]

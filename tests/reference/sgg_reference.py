@@ -53,6 +53,18 @@ def deviations(momentum):
     return np.abs(momentum - momentum.mean())
 
 
+def statistic_of(name, values, layer):
+    """What of a cluster's elements is compared with the model's; `layer` has all elements of its layer."""
+    return {
+        "mda": lambda: np.median(np.abs(values - layer.mean())),
+        "mean": lambda: abs(values.mean()),
+        "variance": lambda: values.var(),
+        "variance_sign": lambda: values.var(),
+        "l2": lambda: np.sqrt((values**2).mean()),
+        "mad": lambda: np.median(np.abs(values - np.median(values))),
+    }[name]()
+
+
 class ReferenceSGGAdamW:
     """SGG on AdamW over a dict of float64 arrays, with exact clusters and exact medians."""
 
@@ -71,13 +83,14 @@ class ReferenceSGGAdamW:
         momentum_sign="signed",
         labels="frozen",
         global_mda="clusters",
+        statistic="mda",
         decoupled=True,
     ):
         self.params = {name: np.array(value, dtype=np.float64) for name, value in params.items()}
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.n_clusters, self.interval, self.scale_decay = n_clusters, recluster_interval, scale_decay
         self.bounds, self.sign, self.label_mode, self.global_mda = scale_bounds, momentum_sign, labels, global_mda
-        self.decoupled = decoupled
+        self.statistic, self.decoupled = statistic, decoupled
         self.step_count = 0
         self.m = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.v = {name: np.zeros_like(value) for name, value in self.params.items()}
@@ -100,12 +113,16 @@ class ReferenceSGGAdamW:
             deviation = deviations(self.grouped(name))
             all_deviations.append(deviation)
             for c in np.unique(labels):
-                per_cluster[name, c] = np.median(deviation[labels == c])
+                layer = self.grouped(name)
+                per_cluster[name, c] = statistic_of(self.statistic, layer[labels == c], layer)
         typical = np.median(list(per_cluster.values()))
         if self.global_mda == "parameters":
             typical = np.median(np.concatenate(all_deviations))
         for (name, c), mda in per_cluster.items():
             ratio = np.clip(typical / (mda + 1e-8 * min(1.0, typical)), *self.bounds)
+            if self.statistic == "variance_sign":
+                low, high = self.bounds
+                ratio = high if mda < typical else low if mda > typical else 1.0
             self.scales[name][c] = self.scale_decay * self.scales[name][c] + (1 - self.scale_decay) * ratio
 
     def step(self, grads):

@@ -79,6 +79,23 @@ def layouts(rank, world_size):
     return results
 
 
+ABLATIONS = [
+    {"grouping": "gmm", "statistic": "variance"},
+    {"grouping": "dbscan", "statistic": "mad", "labels": "live"},
+    {"grouping": "minibatch_kmeans", "statistic": "mean", "momentum_sign": "absolute", "labels_device": "cpu"},
+]
+
+
+def ablations(rank, world_size):
+    """The paper's other groupings and statistics of sharded layers, and what cannot be had of shards."""
+    mesh, place = placements(world_size)["rows"]
+    try:
+        fed(place, mesh, grouping="static")
+    except RuntimeError as error:
+        refused = str(error)
+    return [fed(place, mesh, steps=4, **options) for options in ABLATIONS], refused
+
+
 def sharded_model(layout, seed=0):
     """The small model under `fully_shard`, hybrid sharding or tensor parallel, over all ranks."""
     model = make_model(seed)
@@ -185,6 +202,7 @@ def everything(rank, world_size, folder):
     results = {
         "layouts": layouts(rank, world_size),
         "refused": refused(rank, world_size),
+        "ablations": ablations(rank, world_size) if world_size == 2 else None,
         "non_finite": non_finite(rank, world_size),
         "copies": copies(rank, world_size),
     }

@@ -10,7 +10,7 @@ import torch
 
 from gradscale.optim.sgg_adam import SGGAdamW
 from tests.optim.training import batches, make_model, train
-from tests.sharding.cases_dtensor import LAYOUTS, OPTIONS, everything, fed
+from tests.sharding.cases_dtensor import ABLATIONS, LAYOUTS, OPTIONS, everything, fed
 from tests.sharding.ranks import run_on_ranks
 
 WORLDS = [2, 3, 4]
@@ -39,6 +39,16 @@ def test_every_layout_on_any_number_of_ranks_is_one_rank_bit_for_bit(results, wo
                 for key, value in tensors.items():
                     assert torch.equal(state[layer][key], value), (name, layer, key)
     assert names >= {"rows", "columns", "replicas"} and ("hybrid" in names) == (world == 4)
+
+
+def test_other_groupings_and_statistics_of_shards_are_those_of_whole_layers_bit_for_bit(results):
+    expected = [fed(None, None, steps=4, **options) for options in ABLATIONS]
+    for of_rank in results[2]:
+        found, refused = of_rank["ablations"]
+        assert "grouping='static' needs whole layers" in refused
+        for (state, report), (alone, alone_report) in zip(found, expected, strict=True):
+            assert report == alone_report
+            _assert_same(alone, state)
 
 
 PLACEMENTS = {

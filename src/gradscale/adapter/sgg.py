@@ -57,7 +57,7 @@ class SGG(Adapted):
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
         n_clusters, recluster_interval, scale_decay, scale_bounds, momentum_sign, labels, global_mda, grouping,
-            total_steps: see `SGGAdamW`.
+            static_block, statistic, labels_device, total_steps: see `SGGAdamW`.
         module: the model, for names of layers in reports.
 
     Raises:

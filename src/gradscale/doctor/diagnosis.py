@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradscale.doctor.detect import detect_engine
@@ -14,9 +15,11 @@ from gradscale.doctor.findings import Findings
 from gradscale.doctor.memory import COUNTS, groups_layers, memory_of, sent_bytes
 from gradscale.doctor.placement import place, state_dtype
 from gradscale.doctor.plan import Plan, check_arguments, make_plan, trainer_arguments
+from gradscale.optim.placement import refuse_sharded
 from gradscale.optim.sgg_scaler import interval_in_steps
 from gradscale.options import DEFERRED
 from gradscale.registry import get_entry
+from gradscale.sharding.view import TensorView, UnsupportedShardingError
 from gradscale.training.errors import ConfigError
 
 
@@ -163,6 +166,14 @@ def _check_model(model: nn.Module, plan: Plan, engine: Engine, question: Questio
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
     if sparse:
         refused.append(f"sparse gradients: {', '.join(sparse)}")
+    if engine.kind in ("fsdp1", "fsdp2") or engine.zero_stage:
+        device = torch.device("cpu" if engine.offload else "cuda")
+        for planned in plan.scaled[:1]:
+            assert planned.member is not None
+            try:
+                refuse_sharded(TensorView(planned.member.scaled, flat=True), device, planned.member.group)
+            except UnsupportedShardingError as error:
+                refused.append(str(error))
     if engine.flat_params and question.optim_target_modules is not None:
         refused.append(
             "--optim_target_modules with FSDP1's use_orig_params=false, which hides the layers: set it to true"

@@ -136,4 +136,7 @@ def _why_not(param: torch.Tensor, member: Member | None) -> str | None:
         return f"{param.dim()}-D"
     if not group["scaled"]:
         return "not in target modules"
+    for name in ("grouping", "statistic"):
+        if group.get(name) == "none":
+            return f"{name}=none"
     return "n_clusters=1" if group["n_clusters"] == 1 else "by its options"

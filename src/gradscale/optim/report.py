@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class LayerReport:
     """One layer in one grouping; the tuples have one entry per cluster, ascending by centroid.
 
-    Other orders are those of grouping="gmm" (by deviation) and "dbscan" (noise comes last). With grouping="static"
-    there is one entry for all blocks, with the median over them of each number.
+    With grouping="gmm" clusters ascend by how far they deviate, and with "dbscan" noise comes last. With "static" there
+    is one entry for all blocks, with the median over them of each number.
 
     Attributes:
         name: name of the parameter, or its position where the optimizer was given no names.

@@ -49,7 +49,14 @@ class SGGAdamW(ScaledOptimizer):
         labels: "frozen" keeps each element's cluster until the next grouping (1 byte per parameter); "live" reads it
             anew at each step from the momentum and the last boundaries (no memory).
         global_mda: D as the median over all "clusters" or over all "parameters".
-        grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer).
+        grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer);
+            "static" takes blocks of `static_block` rows (a scale per block); "minibatch_kmeans", "gmm" and "dbscan" are
+            scikit-learn's (slow); "none" leaves AdamW as it is.
+        static_block: rows in a block, such as those of a head; None is 1.
+        statistic: what of a cluster is compared with the model's: "mda" (the paper's choice), "mean", "variance",
+            "variance_sign", "l2" or "mad", see `gradscale.scalers.statistics`; "none" leaves AdamW as it is.
+        labels_device: where frozen labels and scales are kept: both with the parameter ("device"), both in host memory
+            ("cpu"), or labels in host memory and scales with the parameter ("hybrid").
         total_steps: optimizer steps of the run, or "deferred" when `set_total_steps` will say so before the first step.
         moments_dtype: dtype of both moments: "float32", "bfloat16", or by "auto" the parameter's own (of float16
             parameters float32, because squares of usual gradients are below what float16 can hold).

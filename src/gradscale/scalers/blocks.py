@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscale.scalers.statistics import median
-
 _PIECE = 1 << 20  # elements looked at together
 
 
@@ -52,13 +50,18 @@ def block_statistics(statistic: str, layer: Tensor, block: int, *, absolute: boo
 
 def _of_rows(statistic: str, values: Tensor, means: Tensor, mean: Tensor) -> Tensor:
     """Statistic `[B]` of the rows of `[B, N]`, of which `means` `[B]` are known, and that of the whole layer."""
-    once = torch.ones_like(values, dtype=torch.int64)
     if statistic == "mda":
-        return median((values - mean).abs(), once)
+        return _median((values - mean).abs_())
     if statistic == "mad":
-        return median((values - median(values, once)[:, None]).abs(), once)
+        return _median((values - _median(values)[:, None]).abs_())
     if statistic == "mean":
         return means.abs()
     if statistic == "l2":
         return values.square().mean(dim=1).sqrt()
     return (values - means[:, None]).square().mean(dim=1)
+
+
+def _median(values: Tensor) -> Tensor:
+    """Medians `[B]` of the rows of `[B, N]`, the mean of the middle two of an even number."""
+    ordered = values.sort(dim=1).values
+    return (ordered[:, (values.shape[1] - 1) // 2] + ordered[:, values.shape[1] // 2]) / 2

@@ -50,9 +50,9 @@ def _of_one(statistic: str, layers: Occupied, counts: Tensor, shift: Tensor) -> 
     weights = counts.to(torch.float64) / size.clamp(min=1)[:, None]
     mean = _total(weights * values)
     if statistic == "mda":
-        found = median(layers.deviations.abs(), counts)
+        found = _median(layers.deviations.abs(), counts)
     elif statistic == "mad":
-        found = median((values - median(values, counts)[:, None]).abs(), counts)
+        found = _median((values - _median(values, counts)[:, None]).abs(), counts)
     elif statistic == "mean":
         found = (mean + shift).abs()
     elif statistic == "l2":
@@ -67,7 +67,7 @@ def _total(values: Tensor) -> Tensor:
     return values.cumsum(dim=1)[:, -1]
 
 
-def median(values: Tensor, counts: Tensor) -> Tensor:
+def _median(values: Tensor, counts: Tensor) -> Tensor:
     """Return medians of rows, the mean of the middle two where a number is even; what it is without elements is open.
 
     Args:
