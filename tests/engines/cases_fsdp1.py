@@ -79,6 +79,7 @@ CASES = {
     "target": {"options": {"target_modules": ["1"]}, "wrapping": UNITS, "original": [True]},
     "target before": {"options": {"target_modules": ["1"]}, "before": True, "original": [True]},
     "live": {"options": {"labels": "live"}, "wrapping": UNITS},
+    "mixture": {"options": {"grouping": "gmm", "statistic": "variance"}, "wrapping": UNITS},
     "compiled": {"options": {"kernel": "compiled"}, "wrapping": UNITS},
     "unused": {"make": Branches, "loss": one_half},
 }
