@@ -53,7 +53,7 @@ def measure(layers: Sequence[Layer], clusters: Sequence[int], *, deviations: boo
         clusters: into how many clusters to group each.
         deviations: whether deviations of all parameters are wanted.
     """
-    device = _statistics_device(layers[0].momentum.device)
+    device = _statistics_device(layers[0].device)
     found = Measured([], {}, [], ParameterDeviations(device) if deviations else None)
     places, centers = list(range(len(layers))), [0.0] * len(layers)
     for refinements_left in reversed(range(_MAX_REFINEMENTS + 1)):
@@ -123,7 +123,7 @@ class LayerCounts:
 
     def __init__(self, layers: list[Layer], centers: list[float], device: torch.device) -> None:
         self._layers, self._centers = layers, centers
-        self._counter = Counter(layers[0].momentum.device)
+        self._counter = Counter(layers[0].device)
         dtype = torch.int32 if max(layer.numel for layer in layers) <= _INT32_MAX else torch.int64
         self._some = torch.empty(min(len(layers), _AT_A_TIME), N_BINS + 1, dtype=dtype, device=device)
         self._sharded: dict[int, Tensor] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -42,6 +42,30 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is made anew whenever it is asked for, so that no more than one is there at a time.
+
+    Attributes:
+        device: where it will be.
+        make: makes it.
+    """
+
+    device: torch.device
+    make: Callable[[], Tensor]
+
+
+class _Made:
+    """The attribute of a layer that is given as a tensor, or as one to make, and is read as a tensor."""
+
+    def __get__(self, layer: object, owner: type[Any]) -> Tensor:
+        given: Tensor | LazyTensor = layer.__dict__["_momentum"]
+        return given.make() if isinstance(given, LazyTensor) else given
+
+    def __set__(self, layer: object, given: Tensor | LazyTensor) -> None:
+        layer.__dict__["_momentum"] = given
+
+
+@dataclass(frozen=True)
 class Layer:
     """A parameter that is scaled, with what the scaler needs of it.
 
@@ -49,7 +73,8 @@ class Layer:
         name: for reports.
         numel: elements of the whole layer, on all ranks.
         process_groups: over which its parts are shared; empty where this rank holds all of it.
-        momentum: the local part of its momentum.
+        momentum: the local part of its momentum. Given as a `LazyTensor` it is made at each reading: read it once where
+            that will do, and do not hold those of several layers.
         state: the local parts of its state.
         group: its param group.
         due: whether its scales move now. All layers are measured whenever any is due: each is compared with the whole
@@ -66,6 +91,15 @@ class Layer:
     group: Group
     due: bool
     relabel: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the momentum is; it is not made for that."""
+        given: Tensor | LazyTensor = self.__dict__["_momentum"]
+        return given.device
+
+
+Layer.momentum = _Made()  # type: ignore[assignment]  # after the dataclass, which would take it for a default
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
