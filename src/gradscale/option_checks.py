@@ -48,3 +48,16 @@ def check_dgs(options: Mapping[str, Any]) -> None:
     low, high = options["factor_bounds"]
     if not low <= 1 <= high:
         raise OptionError(f"factor_bounds={(low, high)} is not allowed: expected 1 between the two")
+
+
+def check_apollo(options: Mapping[str, Any]) -> None:
+    """A factor for each channel needs a projection that leaves the channels, which are the longer side, as they are.
+
+    Raises:
+        OptionError: another projection is asked for.
+    """
+    if options["scale_type"] == "channel" and options["proj_type"] != "std":
+        raise OptionError(
+            f"scale_type='channel' with proj_type={options['proj_type']!r} is not allowed: only 'std' projects the "
+            "shorter side of every layer; use it, or scale_type='tensor'"
+        )

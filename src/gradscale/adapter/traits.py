@@ -46,8 +46,7 @@ class Traits:
         reads_weights: whether the update depends on the weights (as LAMB's does, by their norm), weight decay aside.
         weight_decay: what is done with `weight_decay`: "decoupled" shrinks the weights by lr x weight_decay, "after"
             does so once the update has been added, "fixed" shrinks them by weight_decay, "coupled" adds weight_decay x
-            weights to the gradient. "own" is anything else, which is then part of the update; "none" if there is no such
-            option.
+            weights to the gradient. "own" is anything else, which is then part of the update; "none" if there is none.
         momentum: key of the state that is a running mean (or sum) of gradients; None if nothing in it is.
     """
 
