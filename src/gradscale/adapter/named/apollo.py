@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from gradscale.adapter.named.base import NamedAdapter
 from gradscale.adapter.named.groups import split_groups
+from gradscale.optim.param_groups import tensor_of
 from gradscale.optim.target_modules import select_parameters
 from gradscale.options import OptionError
 
@@ -60,9 +61,10 @@ class SGGAPOLLOAdamW(NamedAdapter):
         from gradscale.adapter.named.apollo_base import SavableAPOLLOAdamW
 
         for group in groups:
-            wrong = [list(item.shape) for item in group["params"] if "rank" in group and item.dim() != 2]
+            shapes = [list(tensor_of(item).shape) for item in group["params"]] if "rank" in group else []
+            wrong = [shape for shape in shapes if len(shape) != 2]
             if wrong:
                 raise OptionError(
-                    f"APOLLO projects matrices: a tensor of shape {wrong[0]} is in a param group with rank"
+                    f"APOLLO projects matrices, but in a param group with rank there is one of {wrong[0]}"
                 )
         return SavableAPOLLOAdamW(groups, **rates, **{key: values[key] for key in values if key not in _OF_GROUPS})
