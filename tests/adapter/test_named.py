@@ -179,6 +179,25 @@ def test_state_takes_the_bytes_that_the_documentation_says(name):
     assert size == pytest.approx(BYTES[name], abs=0.02)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_is_not_given_is_as_the_tables_say(name):
+    from gradscale.registry import get_entry
+
+    entry = get_entry(name)
+    model = Model()
+    base = entry.load()(model.parameters(), LR, module=model).base_optimizer
+    for option, described in entry.options.items():
+        if option == "adamw_lr":
+            assert described.default is None and {group["lr"] for group in base.param_groups} == {LR}
+            continue
+        if option == "kernel":
+            assert described.default == "compiled" and base.eager is False
+            continue
+        found = [group[key] for group in base.param_groups for key in (option, f"sgg_{option}") if key in group]
+        found += [getattr(owner, option) for owner in (base, getattr(base, "args", None)) if hasattr(owner, option)]
+        assert found and all(value == described.default for value in found), option
+
+
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     model = Model()
     groups = named("sgg_muon", model, adamw_lr=1e-3).param_groups
