@@ -83,3 +83,16 @@ def check_sgg(options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels"
         )
+
+
+def check_apollo(options: Mapping[str, Any]) -> None:
+    """A factor for each channel needs a projection that leaves the channels, which are the longer side, as they are.
+
+    Raises:
+        OptionError: another projection is asked for.
+    """
+    if options["scale_type"] == "channel" and options["proj_type"] != "std":
+        raise OptionError(
+            f"scale_type='channel' with proj_type={options['proj_type']!r} is not allowed: only 'std' projects the "
+            "shorter side of every layer; use it, or scale_type='tensor'"
+        )

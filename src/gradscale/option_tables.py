@@ -148,6 +148,18 @@ SGG: Mapping[str, Option] = MappingProxyType(
     }
 )
 
+# Of the adapter of SGG.
+ADAPTER: Mapping[str, Option] = MappingProxyType(
+    {
+        "kept_momentum": Option(
+            Choice(("mean", "gradient")),
+            "mean",
+            "what to group where the base keeps no momentum: a running mean of the gradient (4 bytes per parameter), "
+            "or the gradient of that step (no memory)",
+        ),
+    }
+)
+
 _DGS: Mapping[str, Option] = MappingProxyType(
     {
         "form": Option(

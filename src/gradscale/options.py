@@ -144,6 +144,24 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Triple:
+    """Three real numbers; the third may be left out, and is then `last`."""
+
+    item: Real
+    last: float
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return f"two or three values, like [a,b] or [a,b,c], each {self.item.allowed}"
+
+    def check(self, value: Any) -> tuple[float, float, float]:  # noqa: D102
+        if not isinstance(value, list | tuple) or len(value) not in (2, 3):
+            raise ValueError
+        first, second, third = (self.item.check(number) for number in (*value, self.last)[:3])
+        return first, second, third
+
+
+@dataclass(frozen=True)
 class Maybe:
     """None, or what another kind allows."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, cast
 
-from gradscale.option_checks import Check, check_dgs, check_sgd, check_sgg
-from gradscale.option_tables import ADAM, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
+from gradscale import base_tables as bases
+from gradscale.option_checks import Check, check_apollo, check_dgs, check_sgd, check_sgg
+from gradscale.option_tables import ADAM, ADAPTER, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -32,6 +33,7 @@ class OptimizerEntry:
         trainer_defaults: constructor keywords whose default differs inside a Trainer, where the run length is known.
         requires: module that must be importable to the pip requirement that provides it.
         checks: what its options must not say together; the constructor asks the same.
+        whole_layers: it steps layers that are whole, or sharded each by itself (FSDP2), and no vectors of several.
     """
 
     name: str
@@ -42,6 +44,7 @@ class OptimizerEntry:
     trainer_defaults: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    whole_layers: bool = False
 
     def load(self) -> type[Any]:
         """Import and return the optimizer class."""
@@ -55,6 +58,96 @@ _ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": (
 # A 300-step fine-tune must not silently be plain AdamW: inside a Trainer the default interval is a share of the run
 # (the paper uses 1 to 5 % of all steps).
 SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
+
+
+def _adapted(
+    name: str,
+    target: str,
+    summary: str,
+    options: Mapping[str, Option],
+    requires: Mapping[str, str],
+    *,
+    trainer_fields: Mapping[str, tuple[str, ...]] = _ADAM_FIELDS,
+    checks: tuple[Check, ...] = (),
+) -> OptimizerEntry:
+    """Return the entry of the adapter around an optimizer of another library."""
+    return OptimizerEntry(
+        name=name,
+        target=f"gradscale.adapter.named.{target}",
+        summary=summary,
+        options=MappingProxyType({**options, **SGG}),
+        trainer_fields=trainer_fields,
+        trainer_defaults=SGG_TRAINER_DEFAULTS,
+        requires=requires,
+        checks=(check_sgg, *checks),
+        whole_layers=True,
+    )
+
+
+_BITSANDBYTES = MappingProxyType({"bitsandbytes": "bitsandbytes>=0.46"})
+_TORCHAO = MappingProxyType({"torchao": "torchao>=0.11"})
+
+_ADAPTED: tuple[OptimizerEntry, ...] = (
+    _adapted(
+        "sgg_adafactor",
+        "adafactor:SGGAdafactor",
+        "SGG on Adafactor of transformers, with the settings of --optim adafactor",
+        {**bases.ADAFACTOR, **ADAPTER},
+        {"transformers": "transformers>=4.46"},
+        trainer_fields={},
+    ),
+    _adapted(
+        "sgg_came",
+        "came:SGGCAME",
+        "SGG on CAME of came-pytorch",
+        bases.CAME,
+        {"came_pytorch": "came-pytorch>=0.1.3"},
+        trainer_fields={"betas": ("adam_beta1", "adam_beta2")},
+    ),
+    _adapted(
+        "sgg_apollo_adamw",
+        "apollo:SGGAPOLLOAdamW",
+        "SGG on APOLLO of apollo-torch (low-rank moments of linear layers, AdamW for the rest)",
+        {**bases.APOLLO, "kept_momentum": replace(ADAPTER["kept_momentum"], default="gradient")},
+        {"apollo_torch": "apollo-torch>=1.0.3"},
+        checks=(check_apollo,),
+    ),
+    _adapted(
+        "sgg_muon",
+        "muon:SGGMuon",
+        "SGG on Muon of pytorch-optimizer (hidden matrices) and its AdamW (embeddings, head, vectors)",
+        bases.MUON,
+        {"pytorch_optimizer": "pytorch-optimizer>=4.1"},
+    ),
+    _adapted(
+        "sgg_adamw_8bit",
+        "adamw_bitsandbytes:SGGAdamW8bit",
+        "SGG on AdamW of bitsandbytes with moments in 8 bits",
+        bases.ADAMW_BITSANDBYTES,
+        _BITSANDBYTES,
+    ),
+    _adapted(
+        "sgg_paged_adamw_8bit",
+        "adamw_bitsandbytes:SGGPagedAdamW8bit",
+        "SGG on AdamW of bitsandbytes with moments in 8 bits, moved to the host where the GPU is full",
+        bases.ADAMW_BITSANDBYTES,
+        _BITSANDBYTES,
+    ),
+    _adapted(
+        "sgg_adamw_torch_8bit",
+        "adamw_torchao:SGGAdamWTorch8bit",
+        "SGG on AdamW of torchao with moments in 8 bits",
+        bases.ADAMW_TORCHAO,
+        _TORCHAO,
+    ),
+    _adapted(
+        "sgg_adamw_torch_4bit",
+        "adamw_torchao:SGGAdamWTorch4bit",
+        "SGG on AdamW of torchao with moments in 4 bits",
+        bases.ADAMW_TORCHAO,
+        _TORCHAO,
+    ),
+)
 
 ENTRIES: tuple[OptimizerEntry, ...] = (
     OptimizerEntry(
@@ -132,6 +225,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         trainer_fields=_ADAM_FIELDS,
         checks=(check_dgs,),
     ),
+    *_ADAPTED,
 )
 
 _BY_NAME = {entry.name: entry for entry in ENTRIES}

@@ -106,3 +106,28 @@ def test_a_fraction_of_a_run_needs_its_length():
     optimizer.set_total_steps(4)
     run(optimizer, range(2))
     assert optimizer.grouping_report.step == 2 and not optimizer.waits_for_total_steps
+
+
+class Zeroing(torch.optim.SGD):
+    """It does what it likes with the gradient."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.zero_()
+
+
+@pytest.mark.parametrize("labels", ["frozen", "live"])
+def test_the_gradient_that_is_grouped_is_the_one_that_came_in(labels):
+    params = parameters(torch.float64)
+    optimizer = SGG(Zeroing(params, lr=0.1), recluster_interval=2, kept_momentum="gradient", labels=labels)
+    run(optimizer, range(2))
+    assert [layer.name for layer in optimizer.grouping_report.layers] and len(optimizer.grouping_report.layers) == 2
+    own, before = copied(optimizer.state_dict()["state"][0]), params[0].detach().clone()
+    assert "sgg_momentum" not in own
+    today = gradients(2, params)[0]
+    run(optimizer, range(2, 3))
+    of = gradients(1, params)[0] if labels == "frozen" else today
+    scales = own["sgg_scales"].double()[torch.bucketize(of, own["sgg_boundaries"].double())]
+    assert torch.allclose(params[0].detach() - before, -0.1 * scales * today) and scales.unique().numel() == 3

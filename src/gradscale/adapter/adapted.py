@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -36,11 +37,13 @@ class Adapted(Optimizer):
     Attributes:
         prefix: of its names in param groups and in saved state.
         scaler: the scaler.
+        own_options: options of a param group besides the scaler's.
         base_optimizer: the optimizer that is wrapped.
     """
 
     prefix: ClassVar[str]
     scaler: ClassVar[Scaler]
+    own_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     base_optimizer: Optimizer | None = None
 
     def __init__(self, base_optimizer: Optimizer, options: Mapping[str, Any], module: nn.Module | None) -> None:
@@ -54,7 +57,7 @@ class Adapted(Optimizer):
             raise OptionError(f"{name} cannot wrap {type(base_optimizer).__name__}, which scales its updates already")
         if module is not None and not isinstance(module, nn.Module):
             raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
-        self._options = OptionViews(self.prefix, self.scaler, options)
+        self._options = OptionViews(self.prefix, self.scaler, options, self.own_options)
         # Before anything is changed: groups may say something of their own, and no optimizer may be left half wrapped.
         checked = [self._options.checked(group) for group in base_optimizer.param_groups]
         traits = [traits_of(base_optimizer, group) for group in base_optimizer.param_groups]
@@ -76,7 +79,7 @@ class Adapted(Optimizer):
         return OwnState(self.prefix, self.scaler)
 
     def _reset(self) -> None:
-        self._table = MemberTable(self._roster, self.scaler, self._options.of)
+        self._table = MemberTable(self._roster, self.scaler, self._options.of, tuple(self.own_options))
         self._kernel = StepKernel("auto", type(self).__name__)
         self._waiting: list[tuple[Member, Tensor]] = []
 
@@ -188,7 +191,7 @@ class Adapted(Optimizer):
         """Take the training step. Every rank must call it."""
         raise NotImplementedError
 
-    def _update(self, turns: list[tuple[Member, Tensor]], rescaled: Callable[[Member, Tensor], Rescaled]) -> None:
+    def _update(self, turns: Iterable[tuple[Member, Tensor]], rescaled: Callable[[Member, Tensor], Rescaled]) -> None:
         """Update tensors one after the other.
 
         Args:
@@ -252,16 +255,21 @@ class Adapted(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        unused = not any(group.get(f"{self.prefix}steps", 1) for group in state_dict.get("param_groups", ()))
         groups = self._options.filled(state_dict, self.param_groups)
         members = list(self._members())
         of_base, own = self._own.split(state_dict, groups, members)
         positions = self._roster.positions(self.param_groups)
         self.base_optimizer.load_state_dict(of_base)
+        self._loaded_into_base(of_base)
         self._roster.rebind(positions, self.param_groups)
         self._own.take(own, self.param_groups)
-        self._own.restore(list(self._members()))
+        self._own.restore(list(self._members()), complete=unused)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _loaded_into_base(self, state_dict: Mapping[str, Any]) -> None:
+        """Put right what the base has made of the state that it has loaded."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {

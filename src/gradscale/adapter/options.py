@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gradscale.adapter.one_tensor import Group
@@ -29,16 +30,20 @@ class OptionViews:
         prefix: of names in param groups.
         scaler: the scaler, which has the options.
         given: those that the adapter was given, without prefix.
+        others: options of the adapter besides the scaler's.
 
     Raises:
         OptionError: one is unknown or out of range.
     """
 
-    def __init__(self, prefix: str, scaler: Scaler, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self, prefix: str, scaler: Scaler, given: Mapping[str, Any], others: Mapping[str, Option] = MappingProxyType({})
+    ) -> None:
         self._prefix, self._scaler = prefix, scaler
         # `scaled` is a group's own.
         self._table: dict[str, Option] = {
             **scaler.options,
+            **others,
             "scaled": COMMON["scaled"],
             "total_steps": COMMON["total_steps"],
         }

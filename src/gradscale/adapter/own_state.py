@@ -109,8 +109,13 @@ class OwnState:
                 if state:
                     self.states[param] = dict(state)
 
-    def restore(self, members: Sequence[Member]) -> None:
-        """Bring state that has been loaded to the devices and dtypes that it is kept in, and say what has none."""
+    def restore(self, members: Sequence[Member], *, complete: bool = False) -> None:
+        """Bring state that has been loaded to the devices and dtypes that it is kept in, and say what has none.
+
+        Args:
+            members: all tensors.
+            complete: nothing is missing: it was saved before the first step, as accelerate does to move it.
+        """
         unknown = 0
         for member in members:
             slots, state = self.slots(member), self.states.get(member.param)
@@ -121,7 +126,7 @@ class OwnState:
                     # Never the saved tensor itself, which the caller may go on with.
                     assert state is not None
                     state[key] = brought_home(value.detach().clone(), slots[key], member.param.device)
-        if unknown:
+        if unknown and not complete:
             what = "running importance" if self._scaler.history is not None else "groups"
             warnings.warn(
                 f"the loaded state has no {what} for {unknown} layers (saved by the plain optimizer, or before their "

@@ -55,7 +55,8 @@ class Rescaled:
         before = local.clone()
         decay = float(group.get("weight_decay") or 0.0)
         shows_zeros = not traits.reads_weights and (traits.weight_decay != "own" or decay == 0)
-        share = {"fixed": decay, "decoupled": float(group.get("lr") or 0.0) * decay}.get(traits.weight_decay, 0.0)
+        of_rate = float(group.get("lr") or 0.0) * decay
+        share = {"fixed": decay, "decoupled": of_rate, "after": of_rate}.get(traits.weight_decay, 0.0)
         try:
             if shows_zeros:
                 if decay and traits.weight_decay == "coupled":
@@ -68,10 +69,12 @@ class Rescaled:
         except BaseException:
             local.copy_(before)
             raise
-        _combine(local, before, factor, share, shows_zeros)
+        _combine(local, before, factor, share, is_update=shows_zeros, decays_update=traits.weight_decay == "after")
 
 
-def _combine(local: Tensor, before: Tensor, factor: Factor, share: float, is_update: bool) -> None:
+def _combine(
+    local: Tensor, before: Tensor, factor: Factor, share: float, *, is_update: bool, decays_update: bool
+) -> None:
     """Write the new weights.
 
     Args:
@@ -80,6 +83,7 @@ def _combine(local: Tensor, before: Tensor, factor: Factor, share: float, is_upd
         factor: the factor.
         share: what decoupled weight decay takes of the weights.
         is_update: whether `local` is the update, and not the weights with it.
+        decays_update: whether weight decay comes after the update, and so takes of this as well.
     """
     dtype = arithmetic_dtype(local)
     tensors = [local, before, *([factor] if isinstance(factor, Tensor) and factor.dim() else [])]
@@ -87,7 +91,9 @@ def _combine(local: Tensor, before: Tensor, factor: Factor, share: float, is_upd
         number = factors[0].to(dtype) if factors else factor
         left, kept = piece.to(dtype), old.to(dtype)
         if is_update:
-            new = kept * (1 - share) + left * number if share else kept + left * number
+            new = kept * (1 - share) + left * number if share and not decays_update else kept + left * number
+            if share and decays_update:
+                new.mul_(1 - share)
         else:
             # In this form a factor of 1 changes nothing at all.
             new = left + (left - kept * (1 - share)) * (number - 1)

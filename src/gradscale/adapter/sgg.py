@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscale.adapter.adapted import Adapted
+from gradscale.adapter.momentum import dense, is_quantized
 from gradscale.adapter.own_state import OwnState
 from gradscale.adapter.rescale import Factor, Rescaled
 from gradscale.optim.members import Member, layers_of, local_state
@@ -17,6 +19,7 @@ from gradscale.optim.rule import Layer, Slot, State, arithmetic_dtype
 from gradscale.optim.sgg_options import SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
 from gradscale.optim.static_blocks import with_scales_of_rows
+from gradscale.option_tables import ADAPTER
 from gradscale.sharding.dtensor import local_part
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class _State(OwnState):
 
     def slots(self, member: Member) -> dict[str, Slot]:
         slots = super().slots(member)
-        if slots and self._optimizer.momentum_key(member) is None:
+        if slots and self._optimizer.keeps_momentum(member):
             slots[MOMENTUM] = Slot(arithmetic_dtype(member.param), member.param.shape, may_be_nan=True)
         return slots
 
@@ -45,8 +48,8 @@ class SGG(Adapted):
 
         w_i <- (1 - decay) w_i + S[cluster of i] u_i        u: the update of the base, without decoupled weight decay
 
-    Grouping and scales are those of `SGGAdamW`, of the momentum that the base keeps (`traits` says which), or of a
-    running mean of the gradient with a decay of 0.9, kept here (4 bytes per element), where it keeps none. The base
+    Grouping and scales are those of `SGGAdamW`, of the momentum that the base keeps (`traits` says which), in 8 or 4
+    bits as bitsandbytes and torchao do too, or where it keeps none of what `kept_momentum` says. The base
     moves its momentum and the weights at once. So a grouping sees the momentum after step T, as `SGGAdamW` does, and
     its scales act from step T + 1 on, one step later than there. Trust ratios are the base's own.
 
@@ -58,6 +61,8 @@ class SGG(Adapted):
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
         n_clusters, recluster_interval, scale_decay, scale_bounds, momentum_sign, labels, global_mda, grouping,
             static_block, statistic, labels_device, total_steps: see `SGGAdamW`.
+        kept_momentum: what is grouped where the base keeps no momentum: "mean", a running mean of the gradient with a
+            decay of 0.9, kept here (4 bytes per element), or "gradient", that of the step of the grouping (no memory).
         module: the model, for names of layers in reports.
 
     Raises:
@@ -66,17 +71,19 @@ class SGG(Adapted):
 
     prefix = "sgg_"
     scaler = SGGScaler()
+    own_options = ADAPTER
 
     def __init__(
         self,
         base_optimizer: Optimizer,
         *,
+        kept_momentum: Literal["mean", "gradient"] = "mean",
         module: nn.Module | None = None,
         **sgg: Unpack[SGGOptions],
     ) -> None:
-        options = sgg_options(sgg, owner=type(self).__name__, others=("module",))
+        options = sgg_options(sgg, owner=type(self).__name__, others=("kept_momentum", "module"))
         self._report: GroupingReport | None = None
-        super().__init__(base_optimizer, options, module)
+        super().__init__(base_optimizer, {**options, "kept_momentum": kept_momentum}, module)
 
     @property
     def grouping_report(self) -> GroupingReport | None:
@@ -86,6 +93,10 @@ class SGG(Adapted):
     def momentum_key(self, member: Member) -> str | None:
         """State key of the base's momentum; None if it keeps none."""
         return self._traits_of(self._options.of_member(member).group).momentum
+
+    def keeps_momentum(self, member: Member) -> bool:
+        """Whether a momentum of a scaled tensor is kept here, because the base has none."""
+        return self.momentum_key(member) is None and not self._groups_gradient(member)
 
     def _make_own_state(self) -> OwnState:
         return _State(self)
@@ -98,19 +109,43 @@ class SGG(Adapted):
             if MOMENTUM in own:
                 kept = local_part(own[MOMENTUM])
                 kept.lerp_(local_part(grad).to(kept.dtype), 1 - _DECAY)
-        self._update(turns, self._rescaled)
+        self._update(self._without_loss(turns) if due else turns, self._rescaled)
         if not due:
             return
+        gradients = {id(member.param): grad for member, grad in turns}
         layers: list[Layer] = []
         for member in together:
-            started = member.param in (self._own.states if self.momentum_key(member) is None else self.state)
-            if member.scaled and (started or member.view.process_groups):
-                state = self._with_momentum(member)
-                layers.extend(layers_of(member, state, MOMENTUM, due=id(member.group) in due))
+            if not member.scaled:
+                continue
+            momentum = self._momentum(member, gradients.get(id(member.param)))
+            if momentum is None and member.view.process_groups:
+                momentum = torch.zeros_like(local_part(member.param))  # its other parts are counted all the same
+            if momentum is not None:
+                layers.extend(self._layers(member, momentum, due=id(member.group) in due))
         report = self.scaler.observe(layers, clock)
         if report is not None:
             self._report = report
             self.scaler.warn(report)
+
+    def _layers(self, member: Member, momentum: Tensor | Callable[[], Tensor], *, due: bool) -> Iterator[Layer]:
+        """Yield the scaled layers of a member; no more than one momentum is made dense at a time."""
+        state = local_state(self._own.of(member))
+        if not callable(momentum):
+            return layers_of(member, {**state, MOMENTUM: momentum}, MOMENTUM, due=due)
+        state.pop(MOMENTUM, None)
+
+        def ahead(place: slice | None, state: State) -> Tensor:
+            return momentum() if place is None else momentum()[place]
+
+        return layers_of(member, state, MOMENTUM, due=due, ahead=ahead)
+
+    def _without_loss(self, turns: list[tuple[Member, Tensor]]) -> Iterator[tuple[Member, Tensor]]:
+        """Yield the turns, with a copy of each gradient that is grouped after the base has seen it."""
+        for member, grad in turns:
+            yield member, grad.clone() if member.scaled and self._groups_gradient(member) else grad
+
+    def _groups_gradient(self, member: Member) -> bool:
+        return self.momentum_key(member) is None and self._options.of_member(member)["kept_momentum"] == "gradient"
 
     def _rescaled(self, member: Member, grad: Tensor) -> Rescaled:
         if not member.scaled:
@@ -118,25 +153,39 @@ class SGG(Adapted):
         scales = local_part(self._own.of(member)["scales"])
         if scales.device.type == "cpu" and bool((scales == 1).all()):
             return Rescaled(None)  # until the first grouping it is the base, bit for bit
-        return Rescaled(lambda: self._factor(member), after=True)
+        # The base may do what it likes with the gradient, and has moved its momentum when it is done.
+        return Rescaled(lambda: self._factor(member, grad), after=not self._groups_gradient(member))
 
-    def _factor(self, member: Member) -> Factor:
+    def _factor(self, member: Member, grad: Tensor) -> Factor:
         """Return the scales of the elements that are here; live labels are those of today's momentum."""
-        state = self._with_momentum(member)
         local = local_part(member.param)
-        momentum, dtype = state[MOMENTUM], arithmetic_dtype(local)
-        plan = self.scaler.plan(member.group)
+        dtype, plan = arithmetic_dtype(local), self.scaler.plan(member.group)
+        state = local_state(self._own.of(member))
+        if plan.by == "value":
+            momentum = self._momentum(member, grad)
+            momentum = momentum() if callable(momentum) else momentum
+            state[MOMENTUM] = torch.zeros_like(local) if momentum is None else momentum
         state = with_scales_of_rows(state, local.shape, member.group)
         # Of this tensor alone, what is kept in host memory.
         state = {key: value.to(local.device) if isinstance(value, Tensor) else value for key, value in state.items()}
-        return self.scaler.factor(None, momentum, state, dtype, plan, (), (), 1.0)
+        return self.scaler.factor(None, state.get(MOMENTUM), state, dtype, plan, (), (), 1.0)
 
-    def _with_momentum(self, member: Member) -> State:
-        """State of the part of a layer that is here, with the momentum to group."""
-        state, key = local_state(self._own.of(member)), self.momentum_key(member)
-        if key is None:
-            return state
-        of_base: Any = self.state.get(member.param, {}).get(key)
-        local = local_part(member.param)
-        momentum = torch.zeros_like(local) if of_base is None else local_part(of_base)
-        return {**state, MOMENTUM: momentum}
+    def _momentum(self, member: Member, grad: Tensor | None) -> Tensor | Callable[[], Tensor] | None:
+        """Return what is grouped of the part of a layer that is here.
+
+        Args:
+            member: the layer.
+            grad: its gradient of this step.
+
+        Returns:
+            What makes it, where the base keeps it in fewer bits. None if there is nothing yet.
+        """
+        key, own = self.momentum_key(member), self._own.of(member)
+        if key is not None:
+            state: Any = self.state.get(member.param, {})
+            if is_quantized(state, key):
+                return lambda: cast(Tensor, dense(state, key))
+            return dense(state, key)
+        if MOMENTUM in own:
+            return local_part(own[MOMENTUM])
+        return None if grad is None else local_part(grad)

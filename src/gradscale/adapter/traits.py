@@ -7,8 +7,10 @@ measured when it is wrapped, mostly in milliseconds, and never looked up in a li
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradscale.adapter.momentum import dense, is_quantized
 from gradscale.adapter.one_tensor import Group, OneTensor
 from gradscale.options import OptionError
 
@@ -27,6 +30,10 @@ _WEIGHTS, _OTHER_WEIGHTS, _GRADS = 0.02, 0.06, 0.1
 _SHAPES = {0: (), 1: (131,), 2: (130, 132), 3: (3, 10, 12), 4: (5, 4, 3, 3), 5: (4, 3, 2, 3, 2)}
 _COUNTERS = ("step", "steps", "k")
 _TIGHT, _LOOSE = 1e-5, 2e-2
+_QUANTIZED = 0.3  # what rounding to 4 bits may take of a momentum; other state is off by about all of it
+
+
+WeightDecay = Literal["decoupled", "after", "fixed", "coupled", "own", "none"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +44,15 @@ class Traits:
         elementwise: whether the update of an element depends on that element alone, so that vectors into which an
             engine laid shards of several layers are stepped as the layers would be.
         reads_weights: whether the update depends on the weights (as LAMB's does, by their norm), weight decay aside.
-        weight_decay: what is done with `weight_decay`: "decoupled" shrinks the weights by lr x weight_decay, "fixed" by
-            weight_decay, "coupled" adds weight_decay x weights to the gradient. "own" is anything else, which is then
-            part of the update; "none" if there is no such option.
+        weight_decay: what is done with `weight_decay`: "decoupled" shrinks the weights by lr x weight_decay, "after"
+            does so once the update has been added, "fixed" shrinks them by weight_decay, "coupled" adds weight_decay x
+            weights to the gradient. "own" is anything else, which is then part of the update; "none" if there is none.
         momentum: key of the state that is a running mean (or sum) of gradients; None if nothing in it is.
     """
 
     elementwise: bool
     reads_weights: bool
-    weight_decay: Literal["decoupled", "fixed", "coupled", "own", "none"]
+    weight_decay: WeightDecay
     momentum: str | None
 
 
@@ -170,7 +177,7 @@ class _Probe:
         twin = self._twin(weights, options)
         group = twin.param_groups[0]
         alone, cuda = OneTensor(twin), [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _uncompiled():
             torch.manual_seed(0)
             course = []
             for of_step in grads:
@@ -195,12 +202,14 @@ class _Probe:
         """The key whose tensors are, after some steps, what a decaying sum of the gradients with some decay is."""
         largest = max(range(len(weights)), key=lambda place: weights[place].numel())
         history = torch.stack([of_step[largest].flatten().double() for of_step in grads], dim=1)
-        for key, value in course.states[largest].items():
-            if isinstance(value, Tensor) and value.shape == weights[largest].shape and value.is_floating_point():
+        state = course.states[largest]
+        for key in state:
+            value = dense(state, key)
+            if value is not None and value.shape == weights[largest].shape and value.is_floating_point():
                 found = value.double().flatten()[:, None]
                 share = torch.linalg.lstsq(history, found).solution
                 # In the span of the gradients, each of which counts, the last no less than the first.
-                fits = _alike([found], [history @ share], _LOOSE / 10)
+                fits = _alike([found], [history @ share], _QUANTIZED if is_quantized(state, key) else _LOOSE / 10)
                 if fits and bool((share.abs() > 1e-6).all()) and share[-1].abs() >= share[0].abs() * (1 - 1e-3):
                     return key
         return None
@@ -228,7 +237,7 @@ class _Probe:
 
     def _weight_decay(
         self, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: _Course, n_steps: int
-    ) -> Literal["decoupled", "fixed", "coupled", "own", "none"]:
+    ) -> WeightDecay:
         """What weight decay does. Only the first step can be compared where updates depend on the weights."""
         if not self._decays:
             return "none"
@@ -236,21 +245,29 @@ class _Probe:
         if _alike(course.weights[-1], self._run(weights, grads, enters_gradient=self._coupled).weights[-1], _TIGHT):
             return "coupled"
         lr = self._options.get("lr")
-        shares: dict[Literal["decoupled", "fixed"], float] = {"fixed": _DECAY}
+        before = [list(weights), *course.weights]
+        shares: dict[WeightDecay, tuple[float, list[list[Tensor]]]] = {"fixed": (_DECAY, before)}
         if lr is not None:
-            shares["decoupled"] = float(lr) * _DECAY
+            share = float(lr) * _DECAY
+            shares["decoupled"] = share, before
+            shares["after"] = share / (1 - share), course.weights
         decays = [
             [one - other for one, other in zip(decayed, steps, strict=True)]
             for decayed, steps in zip(course.steps(weights), plain.steps(weights), strict=True)
         ]
-        for kind, share in shares.items():
-            before = [list(weights), *course.weights]
-            if all(_alike(decays[n], [-share * one for one in before[n]], _LOOSE) for n in range(n_steps)):
+        for kind, (share, of) in shares.items():
+            if all(_alike(decays[n], [-share * one for one in of[n]], _LOOSE) for n in range(n_steps)):
                 return kind
         return "own"
 
     def _coupled(self, grad: Tensor, param: Tensor) -> Tensor:
         return with_weight_decay(grad, param, _DECAY, self._options)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let optimizers that compile their step run it as it is: seconds would go into code for a few small tensors."""
+    known = "torch._dynamo" in sys.modules  # nobody has compiled anything without it, and its import takes a second
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
 def with_weight_decay(grad: Tensor, param: Tensor, weight_decay: float, group: Group) -> Tensor:

@@ -48,6 +48,21 @@ def unsupported_settings(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def sharding_into_vectors(config: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a DeepSpeed configuration for an optimizer that steps whole layers.
+
+    Args:
+        config: the configuration as a mapping.
+    """
+    stage = _section(config, "zero_optimization").get("stage", 0)
+    if not isinstance(stage, int) or stage < 1:
+        return []
+    return [
+        f'"zero_optimization" with "stage": {stage} lays several layers into one vector, and this optimizer steps '
+        "layers that are whole: use DDP, or sgg_adamw"
+    ]
+
+
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
     return section if isinstance(section, Mapping) else {}

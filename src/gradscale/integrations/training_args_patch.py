@@ -9,7 +9,7 @@ from typing import Any
 
 from gradscale.integrations.alsdgc_arguments import add_field
 from gradscale.integrations.alsdgc_options import parse_alsdgc
-from gradscale.integrations.deepspeed_config import unsupported_settings
+from gradscale.integrations.deepspeed_config import sharding_into_vectors, unsupported_settings
 from gradscale.integrations.enum_members import add_member
 from gradscale.integrations.optim_args import parse_optim_args
 from gradscale.optim.target_modules import check_target_modules
@@ -86,6 +86,8 @@ def check_deepspeed(args: Any) -> None:
     if entry is None or plugin is None:
         return
     found = unsupported_settings(plugin.hf_ds_config.config)
+    if entry.whole_layers:
+        found += sharding_into_vectors(plugin.hf_ds_config.config)
     if found:
         raise OptionError(f"--optim {entry.name} cannot run with this DeepSpeed configuration: {'; '.join(found)}")
 

@@ -51,15 +51,16 @@ class Layer:
         name: for reports.
         numel: elements of the whole layer, on all ranks.
         process_groups: over which its parts are shared; empty where this rank holds all of it.
-        momentum: the local part of its momentum, as it is kept; an empty tensor where the base keeps none.
+        momentum: the local part of its momentum, as it is kept; an empty tensor where it is not, or in fewer bits.
         state: the local parts of its state.
         group: its param group.
         due: whether its scales move now. All layers are measured whenever any is due: each is compared with the whole
             model.
         relabel: `[1]`, 0; becomes 1 if the layer is grouped, for a pass that comes later and labels its elements. None
             where none does: then they are labelled at once.
-        ahead: makes the local part of the momentum that the step will leave, where a grouping comes before the
-            gradients are taken in; None where they have been.
+        ahead: makes the local part of what is grouped, where that is not the momentum that is kept: the one that the
+            step will leave, where a grouping comes before the gradients are taken in, or one of the numbers that few
+            bits stand for.
     """
 
     name: str
