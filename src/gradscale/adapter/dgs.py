@@ -52,6 +52,7 @@ class DGS(Adapted):
 
     prefix = "dgs_"
     scaler = DGSScaler()
+    waits = True
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class DGS(Adapted):
         }
         super().__init__(base_optimizer, options, module)
 
-    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
         for member in together:
             self._own.of(member)
         numbers: StepNumbers | None = None

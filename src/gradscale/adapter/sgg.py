@@ -89,7 +89,7 @@ class SGG(Adapted):
     def _make_own_state(self) -> OwnState:
         return _State(self)
 
-    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
         # Before anything is changed: it raises where the run length is not known.
         due = {id(member.group) for member in together if member.scaled and self.scaler.due(clock, member.group)}
         for member, grad in turns:
@@ -97,8 +97,8 @@ class SGG(Adapted):
             if MOMENTUM in own:
                 kept = local_part(own[MOMENTUM])
                 kept.lerp_(local_part(grad).to(kept.dtype), 1 - _DECAY)
-        self._update(turns, self._rescaled)
-        if not due:
+        self._update(turns, self._rescaled, last=last)
+        if not due or not last:
             return
         layers: list[Layer] = []
         for member in together:
@@ -121,10 +121,15 @@ class SGG(Adapted):
 
     def _factor(self, member: Member) -> Factor:
         """Return the scales of the elements that are here; live labels are those of today's momentum."""
-        state = self._with_momentum(member)
-        momentum, dtype = state[MOMENTUM], arithmetic_dtype(local_part(member.param))
+        state, dtype = self._with_momentum(member), arithmetic_dtype(local_part(member.param))
         plan = self.scaler.plan(member.group)
-        return self.scaler.factor(None, momentum, state, dtype, plan, (), (), 1.0)
+        if not member.view.flat:
+            return self.scaler.factor(None, state[MOMENTUM], state, dtype, plan, (), (), 1.0)
+        factors = torch.ones_like(member.param, dtype=dtype)  # of padding, and of layers that are not scaled
+        for _, place, part in member.parts(state, MOMENTUM):
+            assert place is not None
+            factors[place] = self.scaler.factor(None, part[MOMENTUM], part, dtype, plan, (), (), 1.0)
+        return factors
 
     def _with_momentum(self, member: Member) -> State:
         """State of the part of a layer that is here, with the momentum to group."""
