@@ -1,6 +1,6 @@
 """An adapter's state of tensors that FSDP1 or DeepSpeed flattened, on its way through checkpoints.
 
-What belongs to a layer travels in the param groups, as that of the named optimizers does (`gradscale.optim.layer_rows`).
+What belongs to a layer travels in the param groups, as that of the named optimizers does (`optim.layer_rows`).
 What belongs to an element stays in the state, in the form that FSDP1 can take apart and put together.
 """
 

@@ -70,9 +70,9 @@ def refuse_past_loading(owner: str, new: Sequence[Member], groups: Sequence[Grou
     written = any(member.view.stepped_apart is not None and state.get(member.param) for member in new)
     if written or any(rows in group for group in groups):
         raise UnsupportedShardingError(
-            f"DeepSpeed's universal checkpoint cannot be loaded into {owner} around another optimizer: it keeps no more "
-            "than the moments of Adam. Resume with the number of ranks that the checkpoint was saved with, or train "
-            "with an optimizer by name, such as sgg_adamw"
+            f"DeepSpeed's universal checkpoint cannot be loaded into {owner} around another optimizer: it keeps no "
+            "more than the moments of Adam. Resume with the number of ranks that the checkpoint was saved with, or "
+            "train with an optimizer by name, such as sgg_adamw"
         )
 
 
