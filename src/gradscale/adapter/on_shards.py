@@ -49,10 +49,12 @@ def check_on_shards(base: Optimizer, sharded: Sequence[_Sharded]) -> None:
         return
     said = ""
     for param, group in kinds.values():
+        # All of them, whatever this rank has seen: the others wait for it in the sums of the next.
         try:
-            said = said or _difference(base, group, param)
+            found = _difference(base, group, param)
         except Exception as error:
-            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else error}"
+            found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        said = said or found
     if largest_on_any_rank([int(bool(said))], groups)[0]:
         name = f"{type(base).__module__}.{type(base).__qualname__}"
         raise UnsupportedShardingError(
