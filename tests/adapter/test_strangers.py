@@ -14,8 +14,8 @@ from gradscale import SGG, OptionError
 from tests.adapter.bases import apart, gradients, parameters, run
 from tests.optim.training import through_a_file
 
-# Kinds that differ: where the step is counted, what is kept (previous gradients, several means, factors, bases), whether
-# norms, signs or angles come in, and what weight decay does.
+# Kinds that differ: where the step is counted, what is kept (previous gradients, several means, factors, rotations),
+# whether norms, signs or angles come in, and what weight decay does.
 STRANGERS = {
     "Adan": {"lr": 1e-2, "weight_decay": 0.1},
     "AdamP": {"lr": 1e-2, "weight_decay": 0.1},

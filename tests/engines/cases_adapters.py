@@ -16,7 +16,7 @@ import transformers
 
 from gradscale import SGG
 from gradscale.sharding.dtensor import local_part
-from tests.engines.cases_dgs import ACCUMULATE, STEPS, Alone, Fed, gradients, groups_of
+from tests.engines.cases_dgs import STEPS, Alone, Fed, gradients, groups_of
 from tests.engines.cases_dgs_torch import OnRanks, under
 from tests.engines.cases_dgs_zero import UnderZero
 from tests.engines.cases_fsdp1 import quiet

@@ -162,7 +162,7 @@ def test_a_step_sends_one_number_or_some_for_each_layer_in_one_all_reduce(ranks)
 
 
 def test_the_cases_are_what_they_are_called(single):
-    assert [CASES[name].sent for name in METHODS] == [8, 8, 0, 0, 144, 144, 144, 8, 144, 288, 288]
+    assert [CASES[name].sent for name in METHODS] == [8, 8, 0, 0, 144, 144, 144, 8, 144, 144, 288, 288]
     resets = [next(iter(numbers.values()))[4] for numbers in single["fed"]["running"]["numbers"]]
     assert resets[:3] == [1.0, 1.0, pytest.approx(0.1)]  # periodic
     assert resets[4] == pytest.approx(0.1) and resets[6] == 1.0  # of the spike

@@ -49,9 +49,8 @@ class SGG(Adapted):
     moves its momentum and the weights at once. So a grouping sees the momentum after step T, as `SGGAdamW` does, and
     its scales act from step T + 1 on, one step later than there. Trust ratios are the base's own.
 
-    For everything else see `DGS`: how the base is stepped, which bases are refused, and what is kept besides. Options
-    of a group have the prefix `sgg_`. Layers are whole tensors: under FSDP1 and DeepSpeed ZeRO take an optimizer by
-    name.
+    For everything else see `DGS`: how the base is stepped, which bases are refused, under which engines, and what is
+    kept besides. Options of a group have the prefix `sgg_`. Groups of a sharded layer are those of the whole layer.
 
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
