@@ -35,8 +35,8 @@ class DGS(Adapted):
     `torch.optim.SGD([{"params": params, "dgs_gamma": 0.1}])`. In `state_dict()` so does what DGS keeps. It loads what
     the plain base has saved.
 
-    Under DDP any base works, under FSDP1 and ZeRO those that are elementwise, under FSDP2 those that step shards as they
-    step whole layers, which is tried in the first step.
+    Under DDP any base works, under FSDP1 and ZeRO those that are elementwise, under FSDP2 those that step shards as
+    they step whole layers, which is tried in the first step.
 
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
