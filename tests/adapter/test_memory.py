@@ -11,8 +11,9 @@ from gradscale import SGG
 from gradscale.bench.allocations import peak_extra_bytes
 
 SHAPE = (256, 256)
-TENSOR = 4 * 256 * 256
+TENSOR = 4 * 256 * 256  # bytes
 FEW, MANY = 34, 102  # a grouping takes the statistics of 32 layers at once
+STATISTICS = 32 * 65281 * 4  # bytes of their counts
 BASES = {
     "AdamW": lambda params: torch.optim.AdamW(params, lr=1e-3, foreach=False),
     "SGD without momentum": lambda params: torch.optim.SGD(params, lr=1e-3),  # a momentum is kept beside it
@@ -48,4 +49,4 @@ def test_a_step_holds_a_few_copies_of_one_tensor_beside_what_the_base_holds_for_
     alone = peaks(1, BASES[name])[0]
     step, grouping = peaks(FEW, BASES[name], labels="frozen")
     assert TENSOR <= step - alone <= 4 * TENSOR
-    assert grouping < FEW * TENSOR * 2
+    assert grouping <= step + 2.5 * STATISTICS

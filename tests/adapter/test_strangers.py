@@ -24,7 +24,6 @@ STRANGERS = {
     "AggMo": {"lr": 1e-2, "weight_decay": 0.1},
     "Amos": {"lr": 1e-2},
     "DiffGrad": {"lr": 1e-2, "weight_decay": 0.1},
-    "FTRL": {"lr": 1e-1},
     "Grams": {"lr": 1e-2, "weight_decay": 0.1},
     "GrokFastAdamW": {"lr": 1e-2, "weight_decay": 0.1, "grokfast_after_step": 2},
     "LaProp": {"lr": 1e-2, "weight_decay": 0.1},
@@ -41,8 +40,9 @@ STRANGERS = {
 REFUSED = {
     "Prodigy": "its update of one tensor depends on the others",
     "DAdaptAdam": "its update of one tensor depends on the others",
+    "MADGRAD": "its update of one tensor depends on the others",  # by a step count that all share
     "ScheduleFreeAdamW": "its state keeps weights",
-    "MADGRAD": "its state keeps weights",
+    "FTRL": "its state keeps weights",
 }
 FIXED = {"recluster_interval": 1, "scale_decay": 0.0}
 
@@ -116,7 +116,7 @@ def test_a_run_that_is_saved_in_the_middle_goes_on_bit_for_bit(name):
 @pytest.mark.parametrize("name", STRANGERS)
 def test_schedulers_and_param_groups_added_in_mid_run_work(name):
     """Beside the same run of the plain optimizer: until the first grouping they are one."""
-    courses = []
+    courses, rates = [], []
     for wrap in (lambda base: SGG(base, recluster_interval=100), lambda base: base):
         first, *others = parameters(torch.float64)
         optimizer = wrap(made(name, [first]))
@@ -133,7 +133,8 @@ def test_schedulers_and_param_groups_added_in_mid_run_work(name):
                 schedule.step()
             course.append([param.detach().clone() for param in (first, *others)])
         courses.append(course)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(STRANGERS[name]["lr"] / 4)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[0] == rates[1] and rates[0][0] <= STRANGERS[name]["lr"] / 4
     assert all(apart(mine, theirs) < 1e-9 for mine, theirs in zip(*courses, strict=True))
     assert apart(courses[0][2], courses[0][5]) > 0
 

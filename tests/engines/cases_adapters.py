@@ -8,7 +8,6 @@ import functools
 import gc
 from typing import NamedTuple
 
-import apollo_torch
 import came_pytorch
 import pytorch_optimizer
 import torch
@@ -55,12 +54,11 @@ BY_LAYER = {
     ),
     "came": (came_pytorch.CAME, {"lr": 1e-3}),
     "muon": (torch.optim.Muon, {"lr": 1e-2}),
-    "apollo": (apollo_torch.APOLLOAdamW, {"lr": 1e-2}),
+    "library's muon": (pytorch_optimizer.Muon, {"lr": 1e-2}),
     "local norm": (LocalNorm, {"lr": 1e-2}),
 }
-_RANK = {"rank": 2, "proj": "random", "scale": 1, "scale_type": "channel", "update_proj_gap": 10, "proj_type": "std"}
 # What takes nothing but matrices, and options of its param groups.
-MATRICES = {"muon": {}, "apollo": _RANK}
+MATRICES = {"muon": {}, "library's muon": {"use_muon": True}}
 KINDS = ELEMENTWISE | BY_LAYER
 
 

@@ -27,9 +27,8 @@ from tests.engines.launch import run_ranks
 from tests.engines.test_dgs import FACTS, assert_weights
 from tests.engines.test_dgs_zero import FACTS as ZERO_FACTS
 
-REFUSED_ON_SHARDS = ()
-# In bfloat16 ZeRO rounds the gradients that it is given to what they are anyway, and keeps weights in float32 beside.
-BF16 = ("bf16 optimizer", "zero2 bf16")
+# With torch 2.13: DTensor does not know what all but the last do. That one is wrong without a word when it is alone.
+REFUSED_ON_SHARDS = ("lamb", "adafactor", "transformers adafactor", "came", "muon", "local norm")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,11 @@ def results_of(ranks):
 
 def assert_as_one_process(results, single):
     for engine, name, result in results:
-        if name in REFUSED_ON_SHARDS and "refused" in result and result["refused"]:
+        if name in REFUSED_ON_SHARDS and engine in ("fsdp2", "hsdp"):
+            assert "does not step shards of a layer (DTensor) as it steps the layer" in result["refused"], (
+                engine,
+                name,
+            )
             continue
         assert result["refused"] == "", (engine, name)
         expected = single[name]
