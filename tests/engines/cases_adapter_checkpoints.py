@@ -19,8 +19,8 @@ FULL = KINDS["full"][1]
 SOME = ("nadam", "rmsprop", "adabelief", "live")
 # Engine, case, and how it is saved.
 TORCH = {
-    **{("fsdp2", name, "state dicts"): StateDicts() for name in (*SOME, "unlike", "lamb", "adafactor")},
-    **{("fsdp2", name, "full state dicts"): FullStateDicts() for name in SOME},
+    **{("fsdp2", name, "state dicts"): StateDicts() for name in (*SOME, "unlike", "library's muon")},
+    ("fsdp2", "rmsprop", "full state dicts"): FullStateDicts(),
     **{("fsdp1", name, "full"): FULL for name in (*SOME, "unlike")},
     **{("fsdp1 vectors", name, "full"): FULL for name in SOME},
     # Without a mesh, torch cannot load a sharded checkpoint of a layer with fewer rows than ranks, optimizer or not.
