@@ -50,6 +50,7 @@ METHODS = {
     "running, no momentum": (DGSSGD, {"lr": 1e-3, **_FULL, **_RUNNING, "reset": "hard"}, 2 * LAYERS),
     "adapter": (adapted, {"lr": 1e-3, **_FULL, "weight_decay": 0.1}, 1),
     "adapter, by layer": (adapted, {"lr": 1e-2, "form": "normalized", "weight_decay": 0.1}, 2 * LAYERS),
+    "adapter, running": (adapted, {"lr": 1e-3, **_FULL, **_RUNNING, "weight_decay": 0.1}, 2 * LAYERS),
     "lars": (DGSLARS, {"lr": 0.5, "form": "equation", "weight_decay": 0.1, "trust_coefficient": 0.1}, 4 * LAYERS),
     "lars, running": (DGSLARS, {"lr": 0.1, **_RUNNING, "form": "normalized", "trust_coefficient": 0.1}, 4 * LAYERS),
 }

@@ -26,7 +26,9 @@ BY_LAYER = ("running", "running, no momentum", "lars, running", "unlike, by laye
 TORCH = {
     **{("fsdp2", method, "state dicts"): StateDicts() for method in (*BY_LAYER, "full")},
     ("fsdp2", "running", "full state dicts"): FullStateDicts(),
-    **{("fsdp1", method, "full"): FULL for method in (*BY_LAYER, "full", "importance, no momentum")},
+    **{
+        ("fsdp1", method, "full"): FULL for method in (*BY_LAYER, "full", "importance, no momentum", "adapter, running")
+    },
     # Without a mesh, torch cannot load a sharded checkpoint of a layer with fewer rows than ranks, optimizer or not.
     **{("fsdp1 mesh", method, "sharded"): Sharded() for method in BY_LAYER},
     **{("fsdp1 vectors", method, "full"): FULL for method in BY_LAYER[:3]},
@@ -36,6 +38,7 @@ ZERO = [
     *((kind, method) for kind in ("zero2", "zero3 small", "bf16 optimizer") for method in BY_LAYER),
     ("zero2", "full"),
     ("zero3 small", "importance, no momentum"),
+    ("zero3 small", "adapter, running"),
 ]
 UNIVERSAL = [(kind, method) for kind in ("zero2", "zero3 small") for method in ("running", "normalized")]
 

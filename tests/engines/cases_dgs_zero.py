@@ -30,11 +30,11 @@ FEW = ("full", "importance", "adapter, by layer", "running", "lars, running", "u
 class UnderZero:
     """A DeepSpeed engine, used like one process."""
 
-    def __init__(self, kind, case, model=None, groups=groups_of, more=None):
+    def __init__(self, kind, case, model=None, groups=groups_of, more=None, make=optimizer_of):
         deepspeed = deepspeed_module()
         settings = config(accumulate=ACCUMULATE, gradient_clipping=0.0, **copy.deepcopy(KINDS[kind]), **(more or {}))
         model = Fed(case.frozen) if model is None else model
-        self.optimizer, self.calls, self.steps = optimizer_of(model, case, groups), Counter(), 0
+        self.optimizer, self.calls, self.steps = make(model, case, groups), Counter(), 0
         self.model, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=settings)
         self.optimizer.register_step_pre_hook(lambda *_: self.calls.update([self.steps]))
 

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscale.adapter.on_engines import (
+    check_base,
+    may_step_elsewhere,
+    only_makes_state,
+    refuse_past_loading,
+    refuse_unsupported,
+)
 from gradscale.adapter.one_tensor import OneTensor
 from gradscale.adapter.options import Options, OptionViews
 from gradscale.adapter.own_state import OwnState
 from gradscale.adapter.rescale import Rescaled
 from gradscale.adapter.traits import Traits, traits_of
 from gradscale.optim.kernels.choice import StepKernel
+from gradscale.optim.layer_rows import KEY
 from gradscale.optim.members import Member, MemberTable
 from gradscale.optim.param_groups import group_members, names_of
 from gradscale.optim.rule import Scaler
@@ -24,7 +32,6 @@ from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option
 from gradscale.sharding.coverage import check_coverage
 from gradscale.sharding.roster import Roster
-from gradscale.sharding.view import UnsupportedShardingError
 
 
 class Adapted(Optimizer):
@@ -38,12 +45,15 @@ class Adapted(Optimizer):
         prefix: of its names in param groups and in saved state.
         scaler: the scaler.
         own_options: options of a param group besides the scaler's.
+        waits: whether no tensor may move before the gradients of all are known, where an engine calls `step()` once for
+            each of its tensors.
         base_optimizer: the optimizer that is wrapped.
     """
 
     prefix: ClassVar[str]
     scaler: ClassVar[Scaler]
     own_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
+    waits: ClassVar[bool] = False
     base_optimizer: Optimizer | None = None
 
     def __init__(self, base_optimizer: Optimizer, options: Mapping[str, Any], module: nn.Module | None) -> None:
@@ -81,7 +91,10 @@ class Adapted(Optimizer):
     def _reset(self) -> None:
         self._table = MemberTable(self._roster, self.scaler, self._options.of, tuple(self.own_options))
         self._kernel = StepKernel("auto", type(self).__name__)
+        self._alone = OneTensor(self.base_optimizer) if self.base_optimizer is not None else None
+        self._seen: set[int] = set()  # ids of tensors that an engine has brought in this training step
         self._waiting: list[tuple[Member, Tensor]] = []
+        self._took_state = False  # from load_state_dict
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -162,23 +175,26 @@ class Adapted(Optimizer):
                 loss = closure()
         members = list(self._members())
         updates = [member for member in members if member.param.grad is not None]
-        if not updates and not any(member.view.process_groups for member in members):
+        if not updates and not may_step_elsewhere(members):
             return loss
         together = self._table.training_step(members)
-        self._refuse(together, updates)
-        new = self._table.unchecked(together)
-        if new:
-            check_coverage([member.view for member in new])
-            self._table.mark_checked(new)
+        self._check(together, updates)
         turns = [(member, member.param.grad) for member in updates if member.param.grad is not None]
-        if any(member.view.stepped_apart is not None for member in updates):
+        clock = 1 + max(int(group[f"{self.prefix}steps"]) for group in self._roster.groups())
+        if clock == 1 and only_makes_state(members, self.param_groups):
+            for member in together:
+                self._own.of(member)
+            self._update(turns, lambda *_: Rescaled(None))
+            return loss
+        last = self._is_last(together, turns)
+        if self.waits:
             self._waiting.extend(turns)
-            here = {id(member.param) for member, _ in self._waiting}
-            if any(id(member.param) not in here for member in together):
+            if not last:
                 return loss  # DeepSpeed brings the others in further calls of this training step
             turns, self._waiting = self._waiting, []
-        clock = 1 + max(int(group[f"{self.prefix}steps"]) for group in self._roster.groups())
-        self._take(together, turns, clock)
+        self._take(together, turns, clock, last=last)
+        if not last:
+            return loss
         current = {id(member.param) for member in updates}
         for member, _ in turns:
             if id(member.param) not in current and member.view.publish is not None:
@@ -187,23 +203,79 @@ class Adapted(Optimizer):
             group[f"{self.prefix}steps"] = clock
         return loss
 
-    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
-        """Take the training step. Every rank must call it."""
+    def _check(self, together: list[Member], updates: list[Member]) -> None:
+        """Raise before anything is changed where an engine did what the base or the scaler cannot go with."""
+        assert self.base_optimizer is not None
+        refuse_unsupported(type(self).__name__, updates)
+        new = self._table.unchecked(together)
+        unloaded = [] if self._took_state else new
+        refuse_past_loading(type(self).__name__, unloaded, self._roster.groups(), self.state, f"{self.prefix}{KEY}")
+        if new:
+            check_coverage([member.view for member in new])
+            of_groups = [(member, self._options.of_member(member).group) for member in new]
+            check_base(self.base_optimizer, [(member, group, self._traits_of(group)) for member, group in of_groups])
+            self._table.mark_checked(new)
+
+    def _is_last(self, together: list[Member], turns: list[tuple[Member, Tensor]]) -> bool:
+        """Whether this call of `step()` brings the last tensors of a training step; DeepSpeed makes several of them."""
+        if not any(member.view.stepped_apart is not None for member, _ in turns):
+            return True
+        current = {id(member.param) for member, _ in turns}
+        if current & self._seen:
+            self._seen.clear()
+            self._waiting.clear()
+            raise RuntimeError(
+                f"DeepSpeed left some of {type(self).__name__}'s tensors out of the last training step, or that was "
+                "broken off"
+            )
+        self._seen |= current
+        last = all(id(member.param) in self._seen for member in together)
+        if last:
+            self._seen.clear()
+        return last
+
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
+        """Take the training step, or a part of it. Every rank must call it.
+
+        Args:
+            together: all tensors of the training step.
+            turns: those to update now, with their gradients.
+            clock: number of the training step.
+            last: whether all others have been updated in it.
+        """
         raise NotImplementedError
 
-    def _update(self, turns: Iterable[tuple[Member, Tensor]], rescaled: Callable[[Member, Tensor], Rescaled]) -> None:
+    def _update(
+        self,
+        turns: Iterable[tuple[Member, Tensor]],
+        rescaled: Callable[[Member, Tensor], Rescaled],
+        *,
+        last: bool = True,
+    ) -> None:
         """Update tensors one after the other.
 
         Args:
             turns: tensors and their gradients.
             rescaled: how the update of one is scaled.
+            last: whether these are the last of a training step.
         """
-        assert self.base_optimizer is not None
-        alone = OneTensor(self.base_optimizer)
-        for member, grad in turns:
-            options: Options = self._options.of_member(member)
-            rescaled(member, grad).update(alone, options.group, self._traits_of(options.group), member.param, grad)
-        alone.finish()
+        assert self._alone is not None
+        shown = set()
+        try:
+            for member, grad in turns:
+                options: Options = self._options.of_member(member)
+                group = options.group
+                rescaled(member, grad).update(self._alone, group, self._traits_of(group), member.param, grad)
+                shown.add(id(group))
+            if not any(member.view.stepped_apart is not None for member, _ in turns):
+                for group in self.param_groups:
+                    if id(group) not in shown and group["params"]:
+                        self._alone.count(group)
+        except BaseException:
+            self._alone.forget()
+            raise
+        if last:
+            self._alone.finish()
 
     def _members(self) -> Iterator[Member]:
         for index, group in enumerate(self.param_groups):
@@ -213,32 +285,12 @@ class Adapted(Optimizer):
     def _traits_of(self, group: dict[str, Any]) -> Traits:
         return self._traits[self._roster.positions([group])[0]]
 
-    def _refuse(self, together: list[Member], updates: list[Member]) -> None:
-        for member in updates:
-            grad = member.param.grad
-            if grad is not None and grad.layout != torch.strided:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        flat = [member for member in together if member.view.flat]
-        if not flat:
-            return
-        base = type(self.base_optimizer).__name__
-        if any(not self._traits_of(self._options.of_member(member).group).elementwise for member in flat):
-            raise UnsupportedShardingError(
-                f"an engine laid shards of several layers into one vector, and {base}'s update of an element depends "
-                "on others of its layer: use FSDP2 or DDP, or an elementwise base"
-            )
-        if any(self._own.slots(member) for member in flat):
-            raise UnsupportedShardingError(
-                f"an engine laid shards of several layers into one vector, of which {type(self).__name__} keeps state "
-                "that it cannot keep there: use FSDP2 or DDP, or an optimizer by name, such as sgg_adamw"
-            )
-
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state, with the adapter's joined to that of each parameter."""
         assert self.base_optimizer is not None
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        state_dict = self._own.joined(self.base_optimizer.state_dict(), self.param_groups)
+        state_dict = self._own.joined(self.base_optimizer.state_dict(), self.param_groups, self._table.member)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -265,6 +317,7 @@ class Adapted(Optimizer):
         self._roster.rebind(positions, self.param_groups)
         self._own.take(own, self.param_groups)
         self._own.restore(list(self._members()), complete=unused)
+        self._took_state = True
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

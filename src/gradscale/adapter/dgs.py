@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from gradscale.adapter.adapted import Adapted
 from gradscale.adapter.rescale import Factor, Rescaled
-from gradscale.optim.dgs_scaler import DGSScaler
+from gradscale.optim.dgs_scaler import IMPORTANCE, DGSScaler
 from gradscale.optim.kernels.update_pass import NUMBERS
 from gradscale.optim.members import Member, local_state
 from gradscale.optim.rule import arithmetic_dtype
@@ -35,8 +35,8 @@ class DGS(Adapted):
     `torch.optim.SGD([{"params": params, "dgs_gamma": 0.1}])`. In `state_dict()` so does what DGS keeps. It loads what
     the plain base has saved.
 
-    Under DDP and FSDP2 any base works that works there itself. Under FSDP1 and ZeRO it must be elementwise, and
-    `importance_decay` must be 0.
+    Under DDP any base works, under FSDP1 and ZeRO those that are elementwise, under FSDP2 those that step shards as
+    they step whole layers, which is tried in the first step.
 
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
@@ -52,6 +52,7 @@ class DGS(Adapted):
 
     prefix = "dgs_"
     scaler = DGSScaler()
+    waits = True
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class DGS(Adapted):
         }
         super().__init__(base_optimizer, options, module)
 
-    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
         for member in together:
             self._own.of(member)
         numbers: StepNumbers | None = None
@@ -108,10 +109,11 @@ class DGS(Adapted):
         grad = grad.to(dtype)
         if not member.view.flat:
             return self._of_layer(member, 0, grad, local_state(self._own.of(member)), dtype, numbers)
-        factors = torch.ones_like(grad)  # of padding
+        factors, kept = torch.ones_like(grad), self._own.of(member).get(IMPORTANCE)  # ones are of padding
         for row, segment in enumerate(member.scaled):
             place = slice(segment.start, segment.start + segment.length)
-            factors[place] = self._of_layer(member, row, grad[place], {}, dtype, numbers)
+            state = {} if kept is None else {IMPORTANCE: kept[place]}
+            factors[place] = self._of_layer(member, row, grad[place], state, dtype, numbers)
         return factors
 
     def _of_layer(

@@ -32,13 +32,25 @@ class OneTensor:
             grad: the gradient that the base sees; it may change it.
             **options: options of the group that are others for this update.
         """
-        alone = {**{key: value for key, value in group.items() if key not in _OF_MEMBERS}, **options, "params": [param]}
-        shown, own_grad = self._base.param_groups, param.grad
-        self._base.param_groups, param.grad = [alone], grad
+        own_grad = param.grad
+        param.grad = grad
+        try:
+            self._show(group, [param], options)
+        finally:
+            param.grad = own_grad
+
+    def count(self, group: Group) -> None:
+        """Let the base count a step of a param group none of whose tensors has a gradient here, as it does alone."""
+        self._show(group, group["params"], {})
+
+    def _show(self, group: Group, params: list[Tensor], options: Group) -> None:
+        alone = {**{key: value for key, value in group.items() if key not in _OF_MEMBERS}, **options, "params": params}
+        shown = self._base.param_groups
+        self._base.param_groups = [alone]
         try:
             self._base.step()
         finally:
-            self._base.param_groups, param.grad = shown, own_grad
+            self._base.param_groups = shown
         counted = {
             key: value
             for key, value in alone.items()
@@ -50,4 +62,8 @@ class OneTensor:
         """Write back what the base has counted in its param groups in this step."""
         for group, counted in self._counted.values():
             group.update(counted)
+        self._counted.clear()
+
+    def forget(self) -> None:
+        """Leave the param groups as they are after a step that failed."""
         self._counted.clear()

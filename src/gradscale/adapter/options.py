@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gradscale.adapter.one_tensor import Group
+from gradscale.optim.layer_rows import KEY
 from gradscale.optim.members import Member
 from gradscale.optim.rule import Scaler
 from gradscale.option_tables import COMMON
@@ -93,7 +94,7 @@ class OptionViews:
             group[f"{self._prefix}{name}"] = value
 
     def filled(self, state_dict: Mapping[str, Any], groups: Sequence[Group]) -> list[Group]:
-        """Return the saved param groups, with what is missing from the groups as they are.
+        """Return the saved param groups, with what is missing from the groups as they are, and without layers' state.
 
         Raises:
             ValueError: a saved option is wrong.
@@ -111,6 +112,7 @@ class OptionViews:
                     "Nothing was loaded."
                 )
             merged = {**own, **saved, f"{self._prefix}steps": steps}
+            merged.pop(f"{self._prefix}{KEY}", None)
             try:
                 filled.append({**merged, **self.checked(merged)})
             except OptionError as error:

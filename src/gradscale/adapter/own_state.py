@@ -6,16 +6,19 @@ Many bases take any key in their own for a sign that they have made it already.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from gradscale.adapter.flat_state import completed, is_flattened, move_rows_to_groups
 from gradscale.adapter.one_tensor import Group
+from gradscale.optim.layer_rows import KEY
 from gradscale.optim.members import Member
 from gradscale.optim.placement import brought_home
 from gradscale.optim.rule import Scaler, Slot, State
 from gradscale.optim.state_io import check_form, check_state, new_tensor
+from gradscale.sharding import fsdp1
 
 
 class OwnState:
@@ -47,15 +50,33 @@ class OwnState:
                 state[key] = new_tensor(slot, member.param)
         return state
 
-    def joined(self, state_dict: dict[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
-        """Return the base's state dict, with this state joined to that of each parameter."""
-        state = dict(state_dict["state"])
-        for packed, group in zip(state_dict["param_groups"], groups, strict=True):
-            for key, param in zip(packed["params"], group["params"], strict=True):
+    def joined(
+        self,
+        state_dict: dict[str, Any],
+        groups: Sequence[Group],
+        member_of: Callable[[Tensor, Group, int, int], Member],
+    ) -> dict[str, Any]:
+        """Return the base's state dict, with this state joined to that of each parameter.
+
+        Args:
+            state_dict: the base's.
+            groups: the param groups.
+            member_of: finds the member that stands at a place of them.
+        """
+        state, flat = dict(state_dict["state"]), {}
+        for index, (packed, group) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
+            for place, (key, param) in enumerate(zip(packed["params"], group["params"], strict=True)):
                 own = {f"{self._prefix}{name}": value for name, value in self.states.get(param, {}).items()}
                 if own:
                     state[key] = {**state.get(key, {}), **own}
-        return {**state_dict, "state": state}
+                if own or fsdp1.is_flattened(param):
+                    member = member_of(param, group, index, place)
+                    if is_flattened(member):
+                        flat[key] = member
+        joined = {**state_dict, "state": state}
+        if flat:
+            move_rows_to_groups(joined, flat, self.slots, self._prefix)
+        return joined
 
     def split(
         self, state_dict: Mapping[str, Any], groups: Sequence[Group], members: Sequence[Member]
@@ -63,8 +84,8 @@ class OwnState:
         """Part saved state into the base's and this.
 
         Args:
-            state_dict: as saved.
-            groups: its param groups, with every option.
+            state_dict: as saved, with the per-layer state of flattened tensors in its param groups.
+            groups: its param groups, with every option, and nothing else of the adapter's.
             members: all tensors, in the order of the groups.
 
         Returns:
@@ -92,6 +113,8 @@ class OwnState:
                     state[key] = rest
                     if not rest:
                         del state[key]
+                if member is not None and is_flattened(member):
+                    mine = completed(mine, member, self.slots(member), saved.get(f"{self._prefix}{KEY}"))
                 own[-1].append(self._checked(mine, member) if mine and member is not None else {})
         return {**state_dict, "state": state, "param_groups": list(groups)}, own
 

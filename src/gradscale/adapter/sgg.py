@@ -53,9 +53,8 @@ class SGG(Adapted):
     moves its momentum and the weights at once. So a grouping sees the momentum after step T, as `SGGAdamW` does, and
     its scales act from step T + 1 on, one step later than there. Trust ratios are the base's own.
 
-    For everything else see `DGS`: how the base is stepped, which bases are refused, and what is kept besides. Options
-    of a group have the prefix `sgg_`. Layers are whole tensors: under FSDP1 and DeepSpeed ZeRO take an optimizer by
-    name.
+    For everything else see `DGS`: how the base is stepped, which bases are refused, under which engines, and what is
+    kept besides. Options of a group have the prefix `sgg_`. Groups of a sharded layer are those of the whole layer.
 
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
@@ -82,7 +81,6 @@ class SGG(Adapted):
         **sgg: Unpack[SGGOptions],
     ) -> None:
         options = sgg_options(sgg, owner=type(self).__name__, others=("kept_momentum", "module"))
-        self._report: GroupingReport | None = None
         super().__init__(base_optimizer, {**options, "kept_momentum": kept_momentum}, module)
 
     @property
@@ -98,10 +96,15 @@ class SGG(Adapted):
         """Whether a momentum of a scaled tensor is kept here, because the base has none."""
         return self.momentum_key(member) is None and not self._groups_gradient(member)
 
+    def _reset(self) -> None:
+        super()._reset()
+        self._report: GroupingReport | None = None
+        self._gradients: tuple[int, dict[int, Tensor]] = 0, {}  # to group, of one training step
+
     def _make_own_state(self) -> OwnState:
         return _State(self)
 
-    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int) -> None:
+    def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
         # Before anything is changed: it raises where the run length is not known.
         due = {id(member.group) for member in together if member.scaled and self.scaler.due(clock, member.group)}
         for member, grad in turns:
@@ -109,15 +112,15 @@ class SGG(Adapted):
             if MOMENTUM in own:
                 kept = local_part(own[MOMENTUM])
                 kept.lerp_(local_part(grad).to(kept.dtype), 1 - _DECAY)
-        self._update(self._without_loss(turns) if due else turns, self._rescaled)
-        if not due:
+        gradients = self._gradients_of(turns, clock) if due else {}
+        self._update(self._without_loss(turns) if due else turns, self._rescaled, last=last)
+        if not due or not last:
             return
-        gradients = {id(member.param): grad for member, grad in turns}
         layers: list[Layer] = []
         for member in together:
             if not member.scaled:
                 continue
-            momentum = self._momentum(member, gradients.get(id(member.param)))
+            momentum = self._momentum(member, gradients.pop(id(member.param), None))
             if momentum is None and member.view.process_groups:
                 momentum = torch.zeros_like(local_part(member.param))  # its other parts are counted all the same
             if momentum is not None:
@@ -138,6 +141,16 @@ class SGG(Adapted):
             return momentum() if place is None else momentum()[place]
 
         return layers_of(member, state, MOMENTUM, due=due, ahead=ahead)
+
+    def _gradients_of(self, turns: list[tuple[Member, Tensor]], clock: int) -> dict[int, Tensor]:
+        """Return the gradients to group, by id of the tensor; of earlier parts of the training step too."""
+        if self._gradients[0] != clock:
+            self._gradients = clock, {}
+        for member, grad in turns:
+            if member.scaled and self._groups_gradient(member):
+                # An engine that brings the tensors one after the other may free this one before the last has come.
+                self._gradients[1][id(member.param)] = grad if member.view.stepped_apart is None else grad.clone()
+        return self._gradients[1]
 
     def _without_loss(self, turns: list[tuple[Member, Tensor]]) -> Iterator[tuple[Member, Tensor]]:
         """Yield the turns, with a copy of each gradient that is grouped after the base has seen it."""
@@ -168,7 +181,13 @@ class SGG(Adapted):
         state = with_scales_of_rows(state, local.shape, member.group)
         # Of this tensor alone, what is kept in host memory.
         state = {key: value.to(local.device) if isinstance(value, Tensor) else value for key, value in state.items()}
-        return self.scaler.factor(None, state.get(MOMENTUM), state, dtype, plan, (), (), 1.0)
+        if not member.view.flat:
+            return self.scaler.factor(None, state.get(MOMENTUM), state, dtype, plan, (), (), 1.0)
+        factors = torch.ones_like(member.param, dtype=dtype)  # of padding, and of layers that are not scaled
+        for _, place, part in member.parts(state, MOMENTUM):
+            assert place is not None
+            factors[place] = self.scaler.factor(None, part.get(MOMENTUM), part, dtype, plan, (), (), 1.0)
+        return factors
 
     def _momentum(self, member: Member, grad: Tensor | None) -> Tensor | Callable[[], Tensor] | None:
         """Return what is grouped of the part of a layer that is here.

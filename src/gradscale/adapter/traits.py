@@ -81,6 +81,29 @@ def traits_of(base: Optimizer, group: Group) -> Traits:
     ) from failure
 
 
+def twin_options(base: Optimizer, group: Group) -> Group:
+    """Options of a param group for a twin that has taken no step, with a learning rate that moves something."""
+    left_out = ("params", "param_names", *(_COUNTERS if base.state else ()))
+    options = {key: value for key, value in group.items() if key not in left_out}
+    lr = options.get("lr")
+    if lr is not None:
+        options["lr"] = torch.full_like(lr, _LR) if isinstance(lr, Tensor) else _LR
+    return options
+
+
+def twin_of(base: Optimizer, weights: Sequence[Tensor], options: Group) -> Optimizer:
+    """Return an optimizer like a base, with one param group of copies of these tensors and no state."""
+    twin = object.__new__(type(base))
+    twin.__dict__.update(base.__dict__)
+    # Nobody's hooks are told of what is tried.
+    hooks: dict[str, Any] = {key: OrderedDict() for key in vars(twin) if key.startswith("_optimizer_")}
+    twin.__dict__.update(hooks)
+    twin.state = defaultdict(dict)
+    params = [torch.nn.Parameter(weight.clone()) for weight in weights]
+    twin.param_groups = [{**options, "params": params}]
+    return twin
+
+
 class _Course(NamedTuple):
     """What stepping a few tensors came to.
 
@@ -106,11 +129,7 @@ class _Course(NamedTuple):
 class _Probe:
     def __init__(self, base: Optimizer, group: Group, dtype: torch.dtype) -> None:
         self._base, self._dtype = base, dtype
-        left_out = ("params", "param_names", *(_COUNTERS if base.state else ()))
-        self._options = {key: value for key, value in group.items() if key not in left_out}
-        lr = self._options.get("lr")
-        if lr is not None:
-            self._options["lr"] = torch.full_like(lr, _LR) if isinstance(lr, Tensor) else _LR
+        self._options = twin_options(base, group)
         self._decays = isinstance(self._options.get("weight_decay"), int | float)
         if self._decays:
             self._options["weight_decay"] = 0.0
@@ -153,15 +172,7 @@ class _Probe:
         return [tensor.to(self._device, self._dtype) for tensor in normal]
 
     def _twin(self, weights: Sequence[Tensor], options: Group) -> Optimizer:
-        twin = object.__new__(type(self._base))
-        twin.__dict__.update(self._base.__dict__)
-        # Nobody's hooks are told of what is tried.
-        hooks: dict[str, Any] = {key: OrderedDict() for key in vars(twin) if key.startswith("_optimizer_")}
-        twin.__dict__.update(hooks)
-        twin.state = defaultdict(dict)
-        params = [torch.nn.Parameter(weight.clone()) for weight in weights]
-        twin.param_groups = [{**options, "params": params}]
-        return twin
+        return twin_of(self._base, weights, options)
 
     def _run(
         self,

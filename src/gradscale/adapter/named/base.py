@@ -107,13 +107,13 @@ class NamedAdapter(SGG):
         """See `SGG`; options of SGG may stand in it without their prefix."""
         super().add_param_group(with_prefix(param_group, self.prefix))
 
-    def _refuse(self, together: list[Member], updates: list[Member]) -> None:
-        super()._refuse(together, updates)
+    def _check(self, together: list[Member], updates: list[Member]) -> None:
         if not self.takes_shards and any(is_dtensor(member.param) for member in together):
             raise UnsupportedShardingError(
                 f"{type(self.base_optimizer).__name__} cannot step a layer of which FSDP2 has left a part here: use "
                 f"DDP, or an optimizer that can, such as sgg_adamw"
             )
+        super()._check(together, updates)
 
 
 def with_prefix(group: Mapping[str, Any], prefix: str) -> dict[str, Any]:
