@@ -104,6 +104,15 @@ SGG: Mapping[str, Option] = MappingProxyType(
         "grouping": Option(
             Choice(("kmeans", "layer")), "kmeans", "K clusters per layer, or the whole layer as one (a scale per layer)"
         ),
+        "pool": Option(
+            Choice(("none", "lora")),
+            "none",
+            "group each layer alone, or LoRA's matrices of one kind in one parent module (all A's of an attention block) "
+            "as if they were one",
+        ),
+        "min_layer_size": Option(
+            Integer(0), 48, "elements below which a layer (or pool) is one cluster: it gets one scale"
+        ),
     }
 )
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer in one grouping; the tuples have one entry per cluster, ascending by centroid.
+    """One layer, or one pool of layers, in one grouping; the tuples have one entry per cluster, ascending by centroid.
 
     Attributes:
-        name: name of the parameter, or its position where the optimizer was given no names.
-        numel: elements of the layer.
+        name: name of the parameter, or its position where the optimizer was given no names; of a pool what its layers'
+            names have in common.
+        numel: elements of the layer or pool.
         counts: elements per cluster.
         centroids: mean momentum of each cluster; inf for a cluster without elements.
         mda: median deviation of each cluster from the layer's mean momentum.
         scales: learning-rate scale of each cluster from now on.
+        pooled: names of the layers of a pool; empty for a layer that was grouped alone.
     """
 
     name: str
@@ -24,6 +26,7 @@ class LayerReport:
     centroids: tuple[float, ...]
     mda: tuple[float, ...]
     scales: tuple[float, ...]
+    pooled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class GroupingReport:
     Attributes:
         step: training step at which it was made.
         global_mda: typical deviation over the model that the layers were compared with.
-        layers: the layers that were grouped.
+        layers: the layers and pools that were grouped.
         waiting: names of layers whose momentum holds inf or NaN; they keep their labels and scales.
     """
 

@@ -50,6 +50,8 @@ class SGGAdamW(ScaledOptimizer):
             anew at each step from the momentum and the last boundaries (no memory).
         global_mda: D as the median over all "clusters" or over all "parameters".
         grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer).
+        pool: "lora" groups the LoRA matrices of one kind and parent module together (see `gradscale.optim.pools`).
+        min_layer_size: layers, or pools, of fewer elements are one cluster.
         total_steps: optimizer steps of the run, or "deferred" when `set_total_steps` will say so before the first step.
         moments_dtype: dtype of both moments: "float32", "bfloat16", or by "auto" the parameter's own (of float16
             parameters float32, because squares of usual gradients are below what float16 can hold).

@@ -20,6 +20,8 @@ class SGGOptions(TypedDict, total=False):
     labels: Literal["frozen", "live"]
     global_mda: Literal["clusters", "parameters"]
     grouping: Literal["kmeans", "layer"]
+    pool: Literal["none", "lora"]
+    min_layer_size: int
     total_steps: int | Literal["deferred"] | None
 
 

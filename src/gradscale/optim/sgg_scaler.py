@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradscale.bases.adam import Number
 from gradscale.optim.measure import measure
+from gradscale.optim.pools import Pool, pools_of
 from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.option_tables import SGG
@@ -158,9 +159,10 @@ class SGGScaler:
         """
         if not layers:
             return None
-        over = [layer.group["global_mda"] for layer in layers]
-        found = measure(layers, [_clusters(layer.group) for layer in layers], deviations="parameters" in over)
-        waiting = tuple(layers[place].name for place in found.bad)
+        pools = pools_of(layers)
+        over = [pool.group["global_mda"] for pool in pools]
+        found = measure(pools, [_clusters_of(pool) for pool in pools], deviations="parameters" in over)
+        waiting = tuple(layer.name for place in found.bad for layer in pools[place].layers)
         if not found.rows:
             return GroupingReport(clock, 0.0, (), waiting) if waiting else None
         typical = {"clusters": mda_over_clusters(found.groupings)}
@@ -170,7 +172,7 @@ class SGGScaler:
         return GroupingReport(
             step=clock,
             global_mda=typical[over[ready[0]]],
-            layers=tuple(_apply(layers[place], *found.rows[place], typical) for place in ready if layers[place].due),
+            layers=tuple(_apply(pools[place], *found.rows[place], typical) for place in ready if pools[place].due),
             waiting=waiting,
         )
 
@@ -185,38 +187,58 @@ class SGGScaler:
             )
 
 
-def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[str, float]) -> LayerReport:
-    """Write the decisions of a grouping into one layer's state."""
-    state, group = layer.state, layer.group
-    sizes, mda, boundaries = grouping.sizes[row], grouping.mda[row], grouping.boundaries[row]
+def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[str, float]) -> LayerReport:
+    """Write the decisions of a grouping into the state of one layer, or of all layers of a pool."""
+    group = pool.group
+    sizes, mda, centroids, boundaries = _with_empty_clusters(grouping, row, _clusters(group))
     scales = update_scales(
-        state["scales"].to(mda.device),
+        pool.scales.to(mda.device),
         mda,
         sizes,
         global_mda=typical[group["global_mda"]],
         decay=group["scale_decay"],
         bounds=group["scale_bounds"],
     )
-    state["scales"].copy_(scales)
-    state["boundaries"].copy_(boundaries)
-    if layer.relabel is not None:
-        layer.relabel.fill_(1)
-    elif _keeps_labels(group):
-        absolute = group["momentum_sign"] == "absolute"
-        assign_labels(layer.momentum, boundaries, absolute=absolute, out=state["labels"])
+    for layer in pool.layers:
+        layer.state["scales"].copy_(scales)
+        layer.state["boundaries"].copy_(boundaries)
+        if layer.relabel is not None:
+            layer.relabel.fill_(1)
+        elif _keeps_labels(group):
+            absolute = group["momentum_sign"] == "absolute"
+            assign_labels(layer.momentum, boundaries, absolute=absolute, out=layer.state["labels"])
     return LayerReport(
-        name=layer.name,
-        numel=layer.numel,
+        name=pool.name,
+        numel=pool.numel,
         counts=tuple(sizes.tolist()),
-        centroids=tuple(grouping.centroids[row].tolist()),
+        centroids=tuple(centroids.tolist()),
         mda=tuple(mda.tolist()),
         scales=tuple(scales.tolist()),
+        pooled=tuple(layer.name for layer in pool.layers) if len(pool.layers) > 1 else (),
     )
+
+
+def _with_empty_clusters(grouping: Grouping, row: int, n_clusters: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sizes, MDAs, centroids and boundaries of one layer, which may have been grouped into fewer clusters."""
+    missing = (0, n_clusters - grouping.sizes.shape[1])
+    sizes, mda = (
+        torch.nn.functional.pad(grouping.sizes[row], missing),
+        torch.nn.functional.pad(grouping.mda[row], missing),
+    )
+    centroids, boundaries = (
+        torch.nn.functional.pad(one[row], missing, value=math.inf) for one in (grouping.centroids, grouping.boundaries)
+    )
+    return sizes, mda, centroids, boundaries
 
 
 def _known(plan: Plan) -> FactorPlan:
     assert isinstance(plan, FactorPlan)
     return plan
+
+
+def _clusters_of(pool: Pool) -> int:
+    """K, or 1 where there are too few elements for clusters to mean anything."""
+    return 1 if pool.numel < pool.group["min_layer_size"] else _clusters(pool.group)
 
 
 def _clusters(group: Group) -> int:
