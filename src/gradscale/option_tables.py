@@ -107,7 +107,7 @@ SGG: Mapping[str, Option] = MappingProxyType(
         "pool": Option(
             Choice(("none", "lora")),
             "none",
-            "group each layer alone, or LoRA's matrices of one kind in one parent module (all A's of an attention block) "
+            "group each layer alone, or LoRA's matrices of one kind in one parent module (A's of an attention block) "
             "as if they were one",
         ),
         "min_layer_size": Option(
