@@ -99,7 +99,7 @@ def test_a_pool_is_grouped_as_one_matrix_that_holds_them_all(options):
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
         for index, param in enumerate(params.values()):
-            param.grad = torch.randn(param.shape, generator=generator).pow(3) * 10.0 ** -(index % 3)
+            param.grad = torch.randn(param.shape, generator=generator) * 0.7 ** (index // 2)
         for kind, param in whole.items():
             param.grad = torch.cat([p.grad.flatten() for p in together[kind]])[:, None]
         optimizer.step()
@@ -154,13 +154,17 @@ def test_pools_without_names_are_refused_before_anything_changes():
         SGGAdamW([("head.weight", torch.nn.Parameter(torch.ones(3, 3)))], pool="lora")
     with pytest.raises(OptionError, match=r"pool='LoRA' is not allowed: expected one of 'none', 'lora'"):
         SGGAdamW(list(params.items()), pool="LoRA")
-    optimizer = SGGAdamW(list(params.items()), pool="lora", **OPTIONS)
+    model = torch.nn.ModuleDict({"q": torch.nn.ModuleDict({"lora_A": torch.nn.ModuleDict()})})
+    model["q"]["lora_A"]["x"] = torch.nn.Linear(3, 3)
+    optimizer = SGGAdamW(model.parameters(), pool="lora", module=model)
     with pytest.raises(OptionError, match="parameter 1 of a group has none"):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3, 3))]})
     assert len(optimizer.param_groups) == 1
-    # Vectors are not scaled, and a group may keep out of it.
+    # Vectors are not scaled, a group may keep out of it, and the model knows the names of what was added to it.
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3, 3))], "pool": "none"})
+    model["q"]["lora_A"]["y"] = torch.nn.Linear(3, 3)
+    optimizer.add_param_group({"params": model["q"]["lora_A"]["y"].parameters()})
 
 
 def test_a_layer_that_joins_later_shares_the_scales_from_the_next_grouping_on():
