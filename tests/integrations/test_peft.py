@@ -7,6 +7,7 @@ gradients that are None, `requires_grad` that changes, ranks that are masked, ad
 import sys
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -108,7 +109,8 @@ def test_what_is_trained_is_scaled_and_what_is_frozen_costs_nothing(kind, tmp_pa
     after = values(model)
     # AdaLoRA marks its rank among the parameters; nothing trains it.
     changed = {name for name in after if not torch.equal(before[name], after[name]) and "ranknum" not in name}
-    assert changed == set(params)
+    pruned = {name for name in params if "lora_E" in name and not after[name].any()}
+    assert changed | pruned == set(params) and len(pruned) < len(MODULES)
     assert losses(trainer)[-1] < losses(trainer)[0]
     assert any((optimizer.state[param]["scales"] != 1).any() for param in matrices.values())
 
@@ -308,37 +310,23 @@ def test_gradients_through_a_quantized_base_are_those_through_its_weights_in_flo
         model(input_ids=ids, labels=ids).loss.backward()
         return {name: param.grad.clone() for name, param in trained(model).items()}
 
-    found = gradients(model)
+    # In training: for evaluation bitsandbytes packs 4-bit weights anew, and wants multiples of 32 rows.
+    found = gradients(model.train())
     plain = adapted(lora())
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "lora_" in k}, strict=False)
+    plain.load_state_dict({name: param for name, param in model.named_parameters() if "lora_" in name}, strict=False)
     with torch.no_grad():
-        for (name, layer), (_, twin) in zip(
-            [
-                pair
-                for pair in model.named_modules()
-                if hasattr(pair[1], "weight") and not hasattr(pair[1], "base_layer")
-            ],
-            [
-                pair
-                for pair in plain.named_modules()
-                if hasattr(pair[1], "weight") and not hasattr(pair[1], "base_layer")
-            ],
-            strict=True,
-        ):
-            if "lora_" not in name:
-                twin.weight.copy_(in_float(layer))
+        for name, layer in model.named_modules():
+            if isinstance(layer, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt):
+                plain.get_submodule(name).weight.copy_(in_float(layer))
     for name, grad in gradients(plain).items():
         assert (found[name] - grad).norm() <= tolerance * grad.norm(), name
 
 
 def in_float(layer):
-    """Weight of a layer, as numbers if it is kept in codes."""
-    import bitsandbytes
-
-    weight = layer.weight
-    if weight.dtype == torch.uint8:
-        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
-    return weight * weight.SCB[:, None] / 127 if weight.dtype == torch.int8 else weight
+    """The numbers that a layer's codes stand for."""
+    if layer.weight.dtype == torch.uint8:
+        return bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return layer.state.CB * layer.state.SCB[:, None] / 127
 
 
 def test_pools_of_a_model_without_adapters_are_refused_before_training(tmp_path):
