@@ -60,7 +60,7 @@ def train(kind):
     engine, optimizer = start(kind)
     generator = torch.Generator().manual_seed(4)
     for _ in range(6):
-        ids = torch.randint(4, 20, (4, 10), generator=generator)
+        ids = torch.randint(4, len(tiny.WORDS), (4, 10), generator=generator)
         engine.backward(engine(ids).logits.float().log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).mean().neg())
         engine.step()
     return type(engine.module if kind not in ZERO else engine.optimizer).__name__, optimizer.grouping_report
