@@ -157,6 +157,19 @@ def test_a_run_of_an_adapter_resumes_bit_for_bit(kind, tmp_path):
     assert resumed.grouping_report == uninterrupted.grouping_report
 
 
+def test_a_run_of_adalora_goes_on_from_a_checkpoint(tmp_path):
+    for checkpoint in (None, str(tmp_path / "checkpoint-2")):
+        model = adapted(adalora())
+        trainer = make(tmp_path, model, Allocate(), save_strategy="steps", save_steps=2)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert trainer.state.global_step == 6
+        for param in trained(model).values():
+            state = inner(trainer).state[param]
+            assert state["step"] == 6 and state["exp_avg"].shape == param.shape
+    saved = torch.load(tmp_path / "checkpoint-2" / "optimizer.pt", weights_only=True)
+    assert all(state["step"] == 2 for state in saved["state"].values())
+
+
 class Switch(TrainerCallback):
     """Trains one adapter after another."""
 
