@@ -61,7 +61,7 @@ def check_sgg(options: Mapping[str, Any]) -> None:
 
     Raises:
         OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, host memory is
-            asked for where there are no labels, or rows in a block where there are no blocks.
+            asked for where there are no labels, rows in a block where there are no blocks, or pools where there are.
     """
     grouping, statistic, over = options["grouping"], options["statistic"], options["global_mda"]
     if grouping in SKLEARN_GROUPINGS and importlib.util.find_spec("sklearn") is None:
@@ -70,6 +70,10 @@ def check_sgg(options: Mapping[str, Any]) -> None:
         raise OptionError(
             f"static_block={options['static_block']} needs grouping='static', whose blocks it makes: got "
             f"grouping={grouping!r}"
+        )
+    if options["pool"] != "none" and grouping == "static":
+        raise OptionError(
+            f"pool={options['pool']!r} is not allowed with grouping={grouping!r}, whose blocks are those of one layer"
         )
     if over == "parameters" and (statistic not in ("mda", "none") or grouping == "static"):
         name, value = ("statistic", statistic) if statistic not in ("mda", "none") else ("grouping", grouping)

@@ -145,6 +145,15 @@ SGG: Mapping[str, Option] = MappingProxyType(
             "where frozen labels and scales are kept: with the parameter, in host memory, or labels there and scales "
             "with the parameter",
         ),
+        "pool": Option(
+            Choice(("none", "lora")),
+            "none",
+            "group each layer alone, or LoRA's matrices of one kind in one parent module (A's of an attention block) "
+            "as if they were one",
+        ),
+        "min_layer_size": Option(
+            Integer(0), 48, "elements below which a layer (or pool) is one cluster: it gets one scale"
+        ),
     }
 )
 

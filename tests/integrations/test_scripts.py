@@ -136,6 +136,29 @@ def test_trl_sft_with_a_yaml_file(tmp_path):
     assert sgg_steps(tmp_path) == [1, 2]
 
 
+def test_trl_sft_of_an_adapter_with_a_yaml_file(tmp_path):
+    config = tmp_path / "sft.yaml"
+    config.write_text(
+        f"output_dir: {tmp_path}\nuse_cpu: true\nmax_steps: 4\nlogging_steps: 1\nreport_to: none\nlearning_rate: 1e-2\n"
+        "optim: sgg_adamw\noptim_args: {n_clusters: 2, recluster_interval: 0.5, pool: lora}\n"
+        "use_peft: true\nlora_r: 4\nlora_target_modules: [q_proj, v_proj]\n"
+    )
+    done = launch([sys.executable, SCRIPTS / "sft.py", "--config", config])
+    adapter = {"tensors": 8, "same": True, "trained": True}
+    assert result(done) == {"optimizer": "SGGAdamW", "adapter": adapter, "state": 8}
+    assert sgg_steps(tmp_path) == [2, 4]
+
+
+def test_trl_dpo_of_an_adapter_under_gradscale_run(tmp_path):
+    script = [SCRIPTS / "dpo.py", "--output_dir", tmp_path, "--max_steps", 2, "--use_peft", "--use_dora"]
+    adapter = ["--lora_r", 4, "--lora_target_modules", "q_proj", "v_proj", "up_proj"]
+    done = launch([sys.executable, "-m", "gradscale.run", *script, *adapter, *COMMON], **CLOSED)
+    # A, B and DoRA's magnitude of three layers in each of two blocks.
+    adapter = {"tensors": 18, "same": True, "trained": True}
+    assert result(done) == {"optimizer": "SGGAdamW", "adapter": adapter, "state": 18}
+    assert sgg_steps(tmp_path) == [1, 2]
+
+
 def test_trl_dpo_under_gradscale_run(tmp_path):
     script = [SCRIPTS / "dpo.py", "--output_dir", tmp_path, "--max_steps", 2, "--optim_target_modules", "q_proj,v_proj"]
     done = launch([sys.executable, "-m", "gradscale.run", *script, *COMMON], **CLOSED)

@@ -84,13 +84,14 @@ class ReferenceSGGAdamW:
         labels="frozen",
         global_mda="clusters",
         statistic="mda",
+        min_layer_size=0,
         decoupled=True,
     ):
         self.params = {name: np.array(value, dtype=np.float64) for name, value in params.items()}
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.n_clusters, self.interval, self.scale_decay = n_clusters, recluster_interval, scale_decay
         self.bounds, self.sign, self.label_mode, self.global_mda = scale_bounds, momentum_sign, labels, global_mda
-        self.statistic, self.decoupled = statistic, decoupled
+        self.statistic, self.min_layer_size, self.decoupled = statistic, min_layer_size, decoupled
         self.step_count = 0
         self.m = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.v = {name: np.zeros_like(value) for name, value in self.params.items()}
@@ -108,7 +109,8 @@ class ReferenceSGGAdamW:
         """GradCluster, MDA and ScaleUpdate for all layers."""
         per_cluster, all_deviations = {}, []
         for name in self.labels:
-            labels, centroids = lloyd(self.grouped(name), self.n_clusters)
+            n_clusters = 1 if self.params[name].size < self.min_layer_size else self.n_clusters
+            labels, centroids = lloyd(self.grouped(name), n_clusters)
             self.labels[name], self.centroids[name] = labels, centroids
             deviation = deviations(self.grouped(name))
             all_deviations.append(deviation)

@@ -17,6 +17,13 @@ from tests.optim.training import batches, make_model, train
 
 # Rows that do not divide, fewer rows than ranks (empty shards), one element, vectors, a scalar-like row.
 SHAPES = {"wide": (7, 33), "tall": (50, 6), "one row": (1, 40), "one": (1, 1), "bias": (7,), "conv": (5, 2, 3, 3)}
+# What they are called where LoRA's matrices are pooled: two pools, and a layer in none.
+ADAPTERS = {
+    "wide": "block.q.lora_A.default.weight",
+    "tall": "block.q.lora_B.default.weight",
+    "one row": "block.v.lora_A.default.weight",
+    "one": "block.v.lora_B.default.weight",
+}
 LAYOUTS = ["fsdp2", "tensor parallel", "hsdp"]  # the last on 4 ranks only
 OPTIONS = {"lr": 1e-2, "recluster_interval": 3, "scale_decay": 0.5, "weight_decay": 0.1}
 
@@ -45,7 +52,8 @@ def fed(placements_of, mesh, steps=7, **options):
     params = {}
     for name, shape in SHAPES.items():
         params[name] = torch.nn.Parameter(place(torch.randn(shape, generator=generator), len(shape)))
-    optimizer = SGGAdamW(list(params.items()), **{**OPTIONS, **options})
+    named = [(ADAPTERS.get(name, name), param) for name, param in params.items()]
+    optimizer = SGGAdamW(named, **{**OPTIONS, **options})
     for _ in range(steps):
         for name, param in params.items():
             grad = torch.randn(SHAPES[name], generator=generator).pow(3)  # heavy tails
@@ -70,12 +78,13 @@ def placements(world_size):
 
 
 def layouts(rank, world_size):
-    """Every layout, with frozen and live labels, and both global MDAs."""
+    """Every layout, with frozen and live labels, both global MDAs, and pools."""
     results = {}
     for name, (mesh, place) in placements(world_size).items():
         for labels in ("frozen", "live"):
             for over in ("clusters", "parameters"):
                 results[name, labels, over] = fed(place, mesh, labels=labels, global_mda=over)
+        results[name, "frozen", "pools"] = fed(place, mesh, pool="lora")
     return results
 
 

@@ -29,6 +29,8 @@ def test_every_layout_on_any_number_of_ranks_is_one_rank_bit_for_bit(results, wo
         for labels in ("frozen", "live")
         for over in ("clusters", "parameters")
     }
+    expected["frozen", "pools"] = fed(None, None, pool="lora")
+    assert [len(layer.pooled) for layer in expected["frozen", "pools"][1].layers] == [2, 2, 0]
     names = set()
     for of_rank in results[world]:
         for (name, labels, over), (state, report) in of_rank["layouts"].items():

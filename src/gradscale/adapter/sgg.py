@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -14,6 +14,8 @@ from gradscale.adapter.momentum import dense, is_quantized
 from gradscale.adapter.own_state import OwnState
 from gradscale.adapter.rescale import Factor, Rescaled
 from gradscale.optim.members import Member, layers_of, local_state
+from gradscale.optim.param_groups import as_list, group_members, named_tensors, names_of
+from gradscale.optim.pools import check_pool_names
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Layer, Slot, State, arithmetic_dtype
 from gradscale.optim.sgg_options import SGGOptions, sgg_options
@@ -59,7 +61,7 @@ class SGG(Adapted):
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
         n_clusters, recluster_interval, scale_decay, scale_bounds, momentum_sign, labels, global_mda, grouping,
-            static_block, statistic, labels_device, total_steps: see `SGGAdamW`.
+            static_block, statistic, labels_device, pool, min_layer_size, total_steps: see `SGGAdamW`.
         kept_momentum: what is grouped where the base keeps no momentum: "mean", a running mean of the gradient with a
             decay of 0.9, kept here (4 bytes per element), or "gradient", that of the step of the grouping (no memory).
         module: the model, for names of layers in reports.
@@ -81,7 +83,24 @@ class SGG(Adapted):
         **sgg: Unpack[SGGOptions],
     ) -> None:
         options = sgg_options(sgg, owner=type(self).__name__, others=("kept_momentum", "module"))
+        if isinstance(base_optimizer, Optimizer):
+            names = names_of(module) if isinstance(module, nn.Module) else {}
+            for group in base_optimizer.param_groups:
+                _check_pool(
+                    group, options, [(given or names.get(param), param) for given, param in group_members(group)]
+                )
         super().__init__(base_optimizer, {**options, "kept_momentum": kept_momentum}, module)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group to the base; the adapter's options in it are checked before anything is changed.
+
+        Raises:
+            OptionError: an option is out of range, or the base's updates of this group cannot be scaled.
+        """
+        if self.base_optimizer is not None:
+            own = self._options.checked(param_group)
+            _check_pool(param_group, {"pool": own["sgg_pool"]}, named_tensors(as_list(param_group["params"]), {}))
+        super().add_param_group(param_group)
 
     @property
     def grouping_report(self) -> GroupingReport | None:
@@ -208,3 +227,15 @@ class SGG(Adapted):
         if MOMENTUM in own:
             return local_part(own[MOMENTUM])
         return None if grad is None else local_part(grad)
+
+
+def _check_pool(
+    group: Mapping[str, Any], options: Mapping[str, Any], members: Iterable[tuple[str | None, Tensor]]
+) -> None:
+    """Check that a param group has the names that its pools need.
+
+    Raises:
+        OptionError: it has not.
+    """
+    own = {"pool": group.get("sgg_pool", options["pool"]), "scaled": group.get("sgg_scaled", True)}
+    check_pool_names(own, members)

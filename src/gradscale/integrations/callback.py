@@ -86,7 +86,7 @@ def scale_statistics(report: Any) -> dict[str, float]:
         }
         for index in sorted(clusters):
             statistics[f"sgg/scale_cluster_{index}"] = _weighted_mean(clusters[index])
-    statistics["sgg/layers"] = len(report.layers)
+    statistics["sgg/layers"] = sum(len(layer.pooled) or 1 for layer in report.layers)
     statistics["sgg/waiting_layers"] = len(report.waiting)
     return statistics
 

@@ -1,5 +1,8 @@
 """Statistics of layers, sharded or whole, a few layers at a time.
 
+Layers that are pooled are one here: their counts are added up before anything is made of them. What is said of layers
+below is said of pools.
+
 What is held at once does not grow with the model: the counts of some layers, and of each layer a few numbers. Only what
 is sent does: one row of counts per sharded layer.
 """
@@ -14,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradscale.optim.rule import Layer
+from gradscale.optim.pools import Pool
 from gradscale.scalers.ablations import group_layers_otherwise
 from gradscale.scalers.deviation import ParameterDeviations
 from gradscale.scalers.histogram import N_BINS, Counter
@@ -52,7 +55,7 @@ class Measured:
     deviations: ParameterDeviations | None
 
 
-def measure(layers: Sequence[Layer], ways: Sequence[Way], *, deviations: bool) -> Measured:
+def measure(layers: Sequence[Pool], ways: Sequence[Way], *, deviations: bool) -> Measured:
     """Group layers by their momentum. Every rank must call it, with the same layers.
 
     Layers that the grid does not resolve are counted again around their mean, until it does: those whose elements are
@@ -63,7 +66,7 @@ def measure(layers: Sequence[Layer], ways: Sequence[Way], *, deviations: bool) -
         ways: how to group each.
         deviations: whether deviations of all parameters are wanted.
     """
-    device = _statistics_device(layers[0].momentum.device)
+    device = _statistics_device(layers[0].layers[0].momentum.device)
     found = Measured([], {}, [], ParameterDeviations(device) if deviations else None)
     places, centers = list(range(len(layers))), [0.0] * len(layers)
     for refinements_left in reversed(range(_MAX_REFINEMENTS + 1)):
@@ -135,13 +138,13 @@ def _measure_some(
 class LayerCounts:
     """Counts of layers, on all ranks: those of sharded layers from the beginning, of whole ones when asked for."""
 
-    def __init__(self, layers: list[Layer], centers: list[float], device: torch.device) -> None:
+    def __init__(self, layers: list[Pool], centers: list[float], device: torch.device) -> None:
         self._layers, self._centers = layers, centers
-        self._counter = Counter(layers[0].momentum.device)
+        self._counter = Counter(layers[0].layers[0].momentum.device)
         dtype = torch.int32 if max(layer.numel for layer in layers) <= _INT32_MAX else torch.int64
         self._some = torch.empty(min(len(layers), _AT_A_TIME), N_BINS + 1, dtype=dtype, device=device)
         self._sharded: dict[int, Tensor] = {}
-        for groups, members in sharded_alike([layer.process_groups for layer in layers]):
+        for groups, members in sharded_alike([pool.layers[0].process_groups for pool in layers]):
             # The one thing that grows with the number of layers: 0.26 MB for each, whatever its size, so that there is
             # one all-reduce for all of them. They are counted where they are sent from, and read from there.
             largest = max(layers[index].numel for index in members)
@@ -162,9 +165,14 @@ class LayerCounts:
         return some
 
     def _count(self, index: int, row: Tensor) -> None:
-        layer = self._layers[index]
-        absolute = layer.group["momentum_sign"] == "absolute"
-        self._counter.count(layer.grouped, row, absolute=absolute, center=self._centers[index])
+        pool, center = self._layers[index], self._centers[index]
+        absolute = pool.group["momentum_sign"] == "absolute"
+        first, *others = pool.layers
+        self._counter.count(first.grouped, row, absolute=absolute, center=center)
+        more = torch.empty_like(row) if others else row
+        for layer in others:
+            self._counter.count(layer.grouped, more, absolute=absolute, center=center)
+            row += more
 
 
 def _statistics_device(device: torch.device) -> torch.device:

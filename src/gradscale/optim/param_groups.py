@@ -53,6 +53,12 @@ def group_members(group: Mapping[str, Any]) -> list[tuple[str | None, Tensor]]:
     return list(zip(names, group["params"], strict=True))
 
 
+def named_tensors(params: Iterable[Any], names: Mapping[Tensor, str]) -> list[tuple[str | None, Tensor]]:
+    """(name, tensor) of the members of a param group that is not finished: the name that is given, or the module's."""
+    pairs = [item if isinstance(item, tuple) else (None, item) for item in params]
+    return [(name or names.get(tensor), tensor) for name, tensor in pairs if isinstance(tensor, Tensor)]
+
+
 def _as_groups(params: Any) -> list[dict[str, Any]]:
     if isinstance(params, Tensor):
         raise TypeError(f"params must be an iterable of tensors or dicts, not one tensor of shape {list(params.shape)}")

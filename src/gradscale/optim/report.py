@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer in one grouping; the tuples have one entry per cluster, ascending by centroid.
+    """One layer, or one pool of layers, in one grouping; the tuples have one entry per cluster, ascending by centroid.
 
     With grouping="gmm" clusters ascend by how far they deviate, and with "dbscan" noise comes last. With "static" there
     is one entry for all blocks, with the median over them of each number.
 
     Attributes:
-        name: name of the parameter, or its position where the optimizer was given no names.
-        numel: elements of the layer.
+        name: name of the parameter, or its position where the optimizer was given no names; of a pool what its layers'
+            names have in common.
+        numel: elements of the layer or pool.
         counts: elements per cluster.
         centroids: mean momentum of each cluster; inf for a cluster without elements.
         mda: median deviation of each cluster from the layer's mean momentum, or what else the option `statistic` names.
         scales: learning-rate scale of each cluster from now on.
+        pooled: names of the layers of a pool; empty for a layer that was grouped alone.
     """
 
     name: str
@@ -27,6 +29,7 @@ class LayerReport:
     centroids: tuple[float, ...]
     mda: tuple[float, ...]
     scales: tuple[float, ...]
+    pooled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class GroupingReport:
         step: training step at which it was made.
         global_mda: typical deviation over the model (or what else `statistic` names) that the layers were compared
             with; that of the first layer where param groups differ.
-        layers: the layers that were grouped.
+        layers: the layers and pools that were grouped.
         waiting: names of layers whose momentum holds inf or NaN; they keep their labels and scales.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast, overload
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.optim.kernels.choice import StepKernel
-from gradscale.optim.param_groups import as_list, group_members, names_of, split_by_target, tensor_of
+from gradscale.optim.param_groups import as_list, group_members, named_tensors, names_of, split_by_target, tensor_of
+from gradscale.optim.pools import check_pool_names, check_pools_anything
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
@@ -57,11 +59,11 @@ class ScaledOptimizer(StepLoop):
             params = split_by_target(params, module, target_modules)
         self._roster = Roster()
         self._reset_engine_caches()
-        self._module_names = names_of(module)
+        # Weakly: it would keep parameters alive that an engine replaces. For names, also of adapters that join later.
+        self._module = None if module is None else weakref.ref(module)
         self._report: GroupingReport | None = None
         super().__init__(params, self._checked({**defaults, "scaled": True}))
-        # Only needed above; it would keep parameters alive that an engine replaces.
-        del self._module_names
+        check_pools_anything(self.param_groups, self._roster.names())
 
     @property
     def grouping_report(self) -> GroupingReport | None:
@@ -109,9 +111,11 @@ class ScaledOptimizer(StepLoop):
                     )
                 if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
                     raise ValueError(f"{type(self).__name__} does not support parameters in {tensor.dtype}")
+        module = getattr(self, "_module", None)  # an optimizer that was copied or unpickled has none
+        names = names_of(None if module is None else module())
+        check_pool_names(checked, named_tensors(group["params"], names))
         group["steps"] = max((int(other["steps"]) for other in self.param_groups), default=0)
         super().add_param_group(group)
-        names = getattr(self, "_module_names", {})
         added = self.param_groups[-1]
         self._roster.add_group(added, [(name or names.get(p), p) for name, p in group_members(added)])
 

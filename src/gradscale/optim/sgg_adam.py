@@ -57,6 +57,8 @@ class SGGAdamW(ScaledOptimizer):
             "variance_sign", "l2" or "mad", see `gradscale.scalers.statistics`; "none" leaves AdamW as it is.
         labels_device: where frozen labels and scales are kept: both with the parameter ("device"), both in host memory
             ("cpu"), or labels in host memory and scales with the parameter ("hybrid").
+        pool: "lora" groups the LoRA matrices of one kind and parent module together (see `gradscale.optim.pools`).
+        min_layer_size: layers, or pools, of fewer elements are one cluster.
         total_steps: optimizer steps of the run, or "deferred" when `set_total_steps` will say so before the first step.
         moments_dtype: dtype of both moments: "float32", "bfloat16", or by "auto" the parameter's own (of float16
             parameters float32, because squares of usual gradients are below what float16 can hold).

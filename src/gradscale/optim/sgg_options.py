@@ -23,6 +23,8 @@ class SGGOptions(TypedDict, total=False):
     static_block: int | None
     statistic: Literal["mda", "mean", "variance", "variance_sign", "l2", "mad", "none"]
     labels_device: Literal["device", "cpu", "hybrid"]
+    pool: Literal["none", "lora"]
+    min_layer_size: int
     total_steps: int | Literal["deferred"] | None
 
 

@@ -9,9 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gradscale.bases.adam import Number
 from gradscale.optim.measure import Way
+from gradscale.optim.pools import Pool, pools_of
 from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.optim.static_blocks import block_count, measure_any, report_blocks
@@ -189,10 +191,10 @@ class SGGScaler:
         """
         if not layers:
             return None
-        ways = [Way(_clusters(each.group), each.group["grouping"], each.group["statistic"]) for each in layers]
-        deviations = "parameters" in [each.group["global_mda"] for each in layers]
-        found = measure_any(layers, ways, deviations=deviations)
-        waiting = tuple(layers[place].name for place in found.bad)
+        pools = pools_of(layers)
+        deviations = "parameters" in [pool.group["global_mda"] for pool in pools]
+        found = measure_any(pools, [_way(pool) for pool in pools], deviations=deviations)
+        waiting = tuple(layer.name for place in found.bad for layer in pools[place].layers)
         if not found.rows:
             return GroupingReport(clock, 0.0, (), waiting) if waiting else None
         ready = sorted(found.rows)
@@ -206,8 +208,8 @@ class SGGScaler:
             typical["parameters", "mda"] = found.deviations.median()
         return GroupingReport(
             step=clock,
-            global_mda=typical[_compared(layers[ready[0]].group)],
-            layers=tuple(_apply(layers[place], *found.rows[place], typical) for place in ready if layers[place].due),
+            global_mda=typical[_compared(pools[ready[0]].group)],
+            layers=tuple(_apply(pools[place], *found.rows[place], typical) for place in ready if pools[place].due),
             waiting=waiting,
         )
 
@@ -222,17 +224,30 @@ class SGGScaler:
             )
 
 
+def _way(pool: Pool) -> Way:
+    """How to group: as one cluster where there are too few elements for several to mean anything."""
+    group = pool.group
+    if group["grouping"] != "static" and pool.numel < group["min_layer_size"]:
+        return Way(1, "layer", group["statistic"])
+    return Way(_clusters(group), group["grouping"], group["statistic"])
+
+
 def _compared(group: Group) -> tuple[str, str]:
     """Which D a group's layers are compared with."""
     return group["global_mda"], group["statistic"]
 
 
-def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[tuple[str, str], float]) -> LayerReport:
-    """Write the decisions of a grouping into one layer's state."""
-    state, group = layer.state, layer.group
-    sizes, mda, boundaries = grouping.sizes[row], grouping.mda[row], grouping.boundaries[row]
+def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[tuple[str, str], float]) -> LayerReport:
+    """Write the decisions of a grouping into the state of one layer, or of all layers of a pool."""
+    group = pool.group
+    sizes, mda, centroids = grouping.sizes[row], grouping.mda[row], grouping.centroids[row]
+    if group["grouping"] != "static":
+        # A small layer is one cluster; the others are empty.
+        missing = (0, _clusters(group) - len(sizes))
+        sizes, mda = pad(sizes, missing), pad(mda, missing)
+        centroids = pad(centroids, missing, value=math.inf)
     scales = update_scales(
-        state["scales"].to(mda.device),
+        pool.scales.to(mda.device),
         mda,
         sizes,
         global_mda=typical[_compared(group)],
@@ -240,29 +255,41 @@ def _apply(layer: Layer, grouping: Grouping, row: int, typical: Mapping[tuple[st
         bounds=group["scale_bounds"],
         sign_only=grouping.statistic == "variance_sign",
     )
-    state["scales"].copy_(scales)
     if group["grouping"] == "static":
-        return report_blocks(layer, grouping, scales)
+        pool.layers[0].state["scales"].copy_(scales)
+        return report_blocks(pool.layers[0], grouping, scales)
+    for layer in pool.layers:
+        layer.state["scales"].copy_(scales)
+        _write_clusters(layer, grouping, row)
+    return LayerReport(
+        name=pool.name,
+        numel=pool.numel,
+        counts=tuple(sizes.tolist()),
+        centroids=tuple(centroids.tolist()),
+        mda=tuple(mda.tolist()),
+        scales=tuple(scales.tolist()),
+        pooled=tuple(layer.name for layer in pool.layers) if len(pool.layers) > 1 else (),
+    )
+
+
+def _write_clusters(layer: Layer, grouping: Grouping, row: int) -> None:
+    """Write boundaries, and the labels of those elements that no pass labels later, into one layer's state."""
+    state, group, boundaries = layer.state, layer.group, grouping.boundaries[row]
+    # Of a small layer, whose one cluster ends nowhere.
+    boundaries = pad(boundaries, (0, state["boundaries"].shape[-1] - len(boundaries)), value=math.inf)
     state["boundaries"].copy_(boundaries)
-    if grouping.owners is not None:
-        state["owners"].copy_(grouping.owners[row])
+    owners = None if grouping.owners is None else grouping.owners[row]
+    if "owners" in state:
+        state["owners"].copy_(owners if owners is not None else torch.zeros_like(state["owners"]))
     if layer.relabel is not None:
         layer.relabel.fill_(1)
     elif _keeps_labels(group):
         absolute = group["momentum_sign"] == "absolute"
         assign_labels(layer.grouped, boundaries, absolute=absolute, out=state["labels"])
-        if grouping.owners is not None:
-            owners = grouping.owners[row].to(state["labels"].device)
+        if owners is not None:
+            of_intervals = owners.to(state["labels"].device)
             for (piece,) in pieces(_PIECE, state["labels"]):
-                piece.copy_(owners[piece.to(torch.int64)])
-    return LayerReport(
-        name=layer.name,
-        numel=layer.numel,
-        counts=tuple(sizes.tolist()),
-        centroids=tuple(grouping.centroids[row].tolist()),
-        mda=tuple(mda.tolist()),
-        scales=tuple(scales.tolist()),
-    )
+                piece.copy_(of_intervals[piece.to(torch.int64)])
 
 
 def _known(plan: Plan) -> FactorPlan:

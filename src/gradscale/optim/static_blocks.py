@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscale.optim.measure import Measured, Way, measure
+from gradscale.optim.pools import Pool
 from gradscale.optim.report import LayerReport
 from gradscale.optim.rule import Group, Layer, State
 from gradscale.scalers.blocks import block_statistics
@@ -59,7 +60,7 @@ def measure_blocks(layer: Layer) -> Grouping | None:
     return Grouping(torch.empty(1, 0), *each, statistic=statistic)
 
 
-def measure_any(layers: Sequence[Layer], ways: Sequence[Way], *, deviations: bool) -> Measured:
+def measure_any(layers: Sequence[Pool], ways: Sequence[Way], *, deviations: bool) -> Measured:
     """Group layers as `measure` does, and those of fixed blocks besides. Args: see there."""
     static = [place for place, way in enumerate(ways) if way.grouping == "static"]
     if not static:
@@ -72,7 +73,7 @@ def measure_any(layers: Sequence[Layer], ways: Sequence[Way], *, deviations: boo
         found = Measured(some.groupings, rows, [others[place] for place in some.bad], some.deviations)
     for place in static:
         try:
-            blocks = measure_blocks(layers[place])
+            blocks = measure_blocks(layers[place].layers[0])  # blocks are of one layer
         except ArithmeticError:
             found.bad.append(place)
             continue

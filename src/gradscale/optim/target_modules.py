@@ -199,7 +199,7 @@ def _named_owners(module: nn.Module) -> Iterator[tuple[set[str], nn.Module]]:
     """Yield every module with the names that it answers to."""
     adapted: dict[str, str] = {}  # name of a PEFT layer to the name of the layer that it stands for
     for name, owner in module.named_modules(remove_duplicate=False):
-        plain = _without_wrappers(name)
+        plain = without_wrappers(name)
         if hasattr(owner, "base_layer") and hasattr(owner, "adapter_layer_names"):
             adapted[name] = plain
         names = {name, plain}
@@ -211,7 +211,8 @@ def _named_owners(module: nn.Module) -> Iterator[tuple[set[str], nn.Module]]:
         yield names, owner
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """Return the name of a module or parameter without what wrappers put into it."""
     name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)

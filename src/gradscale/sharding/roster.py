@@ -102,6 +102,10 @@ class Roster:
             if position < len(self._entries):
                 self._entries[position].group = group
 
+    def names(self) -> list[str]:
+        """Names of all parameters, or their positions where none were given."""
+        return [info.name for entry in self._entries for info in entry.infos]
+
     def of_groups(self, groups: Sequence[Group]) -> list[list[tuple[str, Any]]]:
         """Names and shapes of param groups as they stand, which may have been removed or reordered, for pickling."""
         state = []

@@ -5,25 +5,31 @@ import os
 
 import tiny
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer, TrlParser
+from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser, get_peft_config
 
 
-def main(training_args):
+def main(training_args, model_args):
     texts = tiny.sentences(48)
     data = Dataset.from_dict({"prompt": texts[:16], "chosen": texts[16:32], "rejected": texts[32:]})
     trainer = DPOTrainer(
         model=tiny.model(),
-        ref_model=tiny.model(),
+        ref_model=None if model_args.use_peft else tiny.model(),
         args=training_args,
         train_dataset=data,
         processing_class=tiny.tokenizer(),
+        peft_config=get_peft_config(model_args),
     )
     trainer.train()
     trainer.state.save_to_json(os.path.join(training_args.output_dir, "trainer_state.json"))
-    print("RESULT", json.dumps({"optimizer": type(trainer.optimizer.optimizer).__name__}))
+    result = {"optimizer": type(trainer.optimizer.optimizer).__name__}
+    if model_args.use_peft:
+        trainer.save_model(training_args.output_dir)
+        result["adapter"] = tiny.loaded_again(trainer.model, training_args.output_dir)
+        result["state"] = len(trainer.optimizer.optimizer.state)
+    print("RESULT", json.dumps(result))
 
 
 if __name__ == "__main__":
-    parser = TrlParser(DPOConfig)
-    (training_args,) = parser.parse_args_and_config()
-    main(training_args)
+    parser = TrlParser((DPOConfig, ModelConfig))
+    training_args, model_args = parser.parse_args_and_config()
+    main(training_args, model_args)

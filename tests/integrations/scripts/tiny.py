@@ -40,3 +40,16 @@ def model():
             eos_token_id=2,
         )
     )
+
+
+def loaded_again(trained, folder):
+    """What of an adapter is in a new model that loads it from where it was saved, and whether training moved it."""
+    from peft import PeftModel
+
+    adapter = {name: value for name, value in trained.state_dict().items() if "lora_" in name}
+    found = PeftModel.from_pretrained(model(), folder).state_dict()
+    return {
+        "tensors": len(adapter),
+        "same": all(found[name].equal(value) for name, value in adapter.items()),
+        "trained": all(bool(value.any()) for value in adapter.values()),
+    }

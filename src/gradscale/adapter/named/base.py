@@ -63,8 +63,9 @@ class NamedAdapter(SGG):
         of_sgg = {key: options.pop(key) for key in _OF_SGG if key in options and key not in ADAPTER}
         checked = check_options(options, entry.options, owner=own)
         values = {key: option.default for key, option in entry.options.items() if key not in SGG_TABLE} | checked
+        sgg = {key: option.default for key, option in SGG_TABLE.items()} | of_sgg
         for check in entry.checks:
-            check(values)
+            check({**sgg, **values})
         check_option("lr", float(lr), LEARNING_RATE)
         if module is not None and not isinstance(module, nn.Module):
             raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
