@@ -55,7 +55,14 @@ def kept(optimizer, before):
     """What is left of weights when weight decay alone has acted."""
     group = optimizer.param_groups[0]
     decay = group.get("weight_decay", 0.0)
-    return before * (1 - {"decoupled": group["lr"] * decay, "fixed": decay}.get(optimizer.traits[0].weight_decay, 0.0))
+    of_rate = group["lr"] * decay
+    shares = {"decoupled": of_rate, "after": of_rate, "divided": of_rate / (1 + of_rate), "fixed": decay}
+    return before * (1 - shares.get(optimizer.traits[0].weight_decay, 0.0))
+
+
+@pytest.mark.parametrize("name", ["AdamP", "SGDP"])
+def test_a_projection_is_no_elementwise_update_though_random_gradients_do_not_show_it(name):
+    assert not SGG(getattr(pytorch_optimizer, name)(parameters(), lr=1e-2)).traits[0].elementwise
 
 
 @pytest.mark.parametrize("name", STRANGERS)

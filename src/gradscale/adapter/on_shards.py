@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradscale.adapter.traits import twin_of, twin_options
+from gradscale.adapter.traits import across, twin_of, twin_options
 from gradscale.sharding.dtensor import is_dtensor, local_part
 from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
@@ -103,6 +103,9 @@ def _difference(base: Optimizer, group: Mapping[str, Any], param: Any) -> str:
         (torch.randn(shape, generator=generator) * scale * (slopes + 0.1)).to(device)
         for scale in (_WEIGHTS, *[_GRADS] * _STEPS)
     )
+
+    if weights.dim() > 1:
+        grads[0] = across(grads[0], weights)
 
     def cut(tensor: Tensor) -> Tensor:
         return distribute_tensor(tensor, param.device_mesh, param.placements, src_data_rank=None)

@@ -56,7 +56,8 @@ class Rescaled:
         decay = float(group.get("weight_decay") or 0.0)
         shows_zeros = not traits.reads_weights and (traits.weight_decay != "own" or decay == 0)
         of_rate = float(group.get("lr") or 0.0) * decay
-        share = {"fixed": decay, "decoupled": of_rate, "after": of_rate}.get(traits.weight_decay, 0.0)
+        shares = {"fixed": decay, "decoupled": of_rate, "after": of_rate, "divided": of_rate / (1 + of_rate)}
+        share, last = shares.get(traits.weight_decay, 0.0), traits.weight_decay in ("after", "divided")
         try:
             if shows_zeros:
                 if decay and traits.weight_decay == "coupled":
@@ -69,7 +70,7 @@ class Rescaled:
         except BaseException:
             local.copy_(before)
             raise
-        _combine(local, before, factor, share, is_update=shows_zeros, decays_update=traits.weight_decay == "after")
+        _combine(local, before, factor, share, is_update=shows_zeros, decays_update=last)
 
 
 def _combine(

@@ -33,7 +33,7 @@ _TIGHT, _LOOSE = 1e-5, 2e-2
 _QUANTIZED = 0.3  # what rounding to 4 bits may take of a momentum; other state is off by about all of it
 
 
-WeightDecay = Literal["decoupled", "after", "fixed", "coupled", "own", "none"]
+WeightDecay = Literal["decoupled", "after", "divided", "fixed", "coupled", "own", "none"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Traits:
             engine laid shards of several layers are stepped as the layers would be.
         reads_weights: whether the update depends on the weights (as LAMB's does, by their norm), weight decay aside.
         weight_decay: what is done with `weight_decay`: "decoupled" shrinks the weights by lr x weight_decay, "after"
-            does so once the update has been added, "fixed" shrinks them by weight_decay, "coupled" adds weight_decay x
-            weights to the gradient. "own" is anything else, which is then part of the update; "none" if there is none.
+            does so once the update has been added, "divided" divides by 1 + lr x weight_decay then, "fixed" shrinks
+            them by weight_decay, "coupled" adds weight_decay x weights to the gradient. "own" is anything else, which
+            is then part of the update; "none" if there is none.
         momentum: key of the state that is a running mean (or sum) of gradients; None if nothing in it is.
     """
 
@@ -102,6 +103,17 @@ def twin_of(base: Optimizer, weights: Sequence[Tensor], options: Group) -> Optim
     params = [torch.nn.Parameter(weight.clone()) for weight in weights]
     twin.param_groups = [{**options, "params": params}]
     return twin
+
+
+def across(grad: Tensor, weights: Tensor) -> Tensor:
+    """Return what of a gradient is orthogonal to the weights, row by row.
+
+    AdamP and its kin look for gradients like these, which layers ahead of a normalization have, and step such a layer
+    by products over all of it: with random gradients they pass for elementwise.
+    """
+    rows, along = grad.flatten(1), weights.flatten(1)
+    share = (rows * along).sum(dim=1, keepdim=True) / along.square().sum(dim=1, keepdim=True)
+    return (rows - share * along).view_as(grad)
 
 
 class _Course(NamedTuple):
@@ -231,6 +243,7 @@ class _Probe:
         try:
             (matrix,), (other,) = self._random(3, _WEIGHTS), self._random(4, _OTHER_WEIGHTS)
             steps = [self._random(20 + step, _GRADS)[0] for step in range(_STEPS)]
+            steps[0] = across(steps[0], matrix)
             half = matrix.numel() // 2
             whole = self._run([matrix], [[grad] for grad in steps]).weights[-1][0].flatten()
             cut = self._run(
@@ -268,8 +281,22 @@ class _Probe:
         ]
         for kind, (share, of) in shares.items():
             if all(_alike(decays[n], [-share * one for one in of[n]], _LOOSE) for n in range(n_steps)):
-                return kind
+                return kind if kind == "fixed" else self._half_decayed(kind, weights, grads, plain)
         return "own"
+
+    def _half_decayed(
+        self, kind: WeightDecay, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: _Course
+    ) -> WeightDecay:
+        """Tell 1 - x from 1 / (1 + x), which are the same for a small x = lr x weight_decay, by a large one."""
+        found = self._run(weights, grads[:1], decay=0.5 / float(self._options["lr"])).weights[0]
+        moved = plain.weights[0]
+        expected: dict[WeightDecay, list[Tensor]] = {
+            "decoupled": [one - 0.5 * start for one, start in zip(moved, weights, strict=True)],
+            "after": [0.5 * one for one in moved],
+            "divided": [one / 1.5 for one in moved],
+        }
+        kinds: tuple[WeightDecay, ...] = ("decoupled",) if kind == "decoupled" else ("after", "divided")
+        return next((one for one in kinds if _alike(found, expected[one], _LOOSE)), "own")
 
     def _coupled(self, grad: Tensor, param: Tensor) -> Tensor:
         return with_weight_decay(grad, param, _DECAY, self._options)
