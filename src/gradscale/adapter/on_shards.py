@@ -105,7 +105,7 @@ def _difference(base: Optimizer, group: Mapping[str, Any], param: Any) -> str:
     )
 
     if weights.dim() > 1:
-        grads[0] = across(grads[0], weights)
+        grads = [across(grad, weights) for grad in grads]
 
     def cut(tensor: Tensor) -> Tensor:
         return distribute_tensor(tensor, param.device_mesh, param.placements, src_data_rank=None)

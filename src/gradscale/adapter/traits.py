@@ -243,7 +243,7 @@ class _Probe:
         try:
             (matrix,), (other,) = self._random(3, _WEIGHTS), self._random(4, _OTHER_WEIGHTS)
             steps = [self._random(20 + step, _GRADS)[0] for step in range(_STEPS)]
-            steps[0] = across(steps[0], matrix)
+            steps = [across(grad, matrix) for grad in steps]
             half = matrix.numel() // 2
             whole = self._run([matrix], [[grad] for grad in steps]).weights[-1][0].flatten()
             cut = self._run(
