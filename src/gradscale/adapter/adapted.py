@@ -47,6 +47,7 @@ class Adapted(Optimizer):
         own_options: options of a param group besides the scaler's.
         waits: whether no tensor may move before the gradients of all are known, where an engine calls `step()` once for
             each of its tensors.
+        tries_shards: whether shards are stepped for a trial before the first step, beside whole layers.
         base_optimizer: the optimizer that is wrapped.
     """
 
@@ -54,6 +55,7 @@ class Adapted(Optimizer):
     scaler: ClassVar[Scaler]
     own_options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     waits: ClassVar[bool] = False
+    tries_shards: ClassVar[bool] = True
     base_optimizer: Optimizer | None = None
 
     def __init__(self, base_optimizer: Optimizer, options: Mapping[str, Any], module: nn.Module | None) -> None:
@@ -213,7 +215,8 @@ class Adapted(Optimizer):
         if new:
             check_coverage([member.view for member in new])
             of_groups = [(member, self._options.of_member(member).group) for member in new]
-            check_base(self.base_optimizer, [(member, group, self._traits_of(group)) for member, group in of_groups])
+            checked = [(member, group, self._traits_of(group)) for member, group in of_groups]
+            check_base(self.base_optimizer, checked, tries_shards=self.tries_shards)
             self._table.mark_checked(new)
 
     def _is_last(self, together: list[Member], turns: list[tuple[Member, Tensor]]) -> bool:

@@ -76,12 +76,13 @@ def refuse_past_loading(owner: str, new: Sequence[Member], groups: Sequence[Grou
         )
 
 
-def check_base(base: Optimizer, members: Sequence[tuple[Member, Group, Traits]]) -> None:
+def check_base(base: Optimizer, members: Sequence[tuple[Member, Group, Traits]], *, tries_shards: bool = True) -> None:
     """Check that a base can step what engines have sharded. Every rank must call it, with the same layers.
 
     Args:
         base: the optimizer inside.
         members: sharded tensors, each with its param group and what is known of the base there.
+        tries_shards: whether to step shards of layers beside whole ones; else they are taken to be right.
 
     Raises:
         UnsupportedShardingError: it cannot. On all ranks.
@@ -95,4 +96,5 @@ def check_base(base: Optimizer, members: Sequence[tuple[Member, Group, Traits]])
     whole: list[tuple[Tensor, Mapping[str, Any], tuple[Any, ...]]] = [
         (member.param, group, member.view.process_groups) for member, group, _ in members if not member.view.flat
     ]
-    check_on_shards(base, whole)
+    if tries_shards:
+        check_on_shards(base, whole)

@@ -200,7 +200,7 @@ class _Probe:
         twin = self._twin(weights, options)
         group = twin.param_groups[0]
         alone, cuda = OneTensor(twin), [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _uncompiled():
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), uncompiled():
             torch.manual_seed(0)
             course = []
             for of_step in grads:
@@ -302,7 +302,7 @@ class _Probe:
         return with_weight_decay(grad, param, _DECAY, self._options)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Let optimizers that compile their step run it as it is: seconds would go into code for a few small tensors."""
     known = "torch._dynamo" in sys.modules  # nobody has compiled anything without it, and its import takes a second
     return torch.compiler.set_stance("force_eager") if known else nullcontext()

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscale.adapter.named.base import NamedAdapter
+from gradscale.adapter.sgg import SGG
+from gradscale.doctor.adapter_memory import memory_of_adapter
 from gradscale.doctor.detect import detect_engine
 from gradscale.doctor.engine import Engine
 from gradscale.doctor.environment import registration, versions
 from gradscale.doctor.findings import Findings
-from gradscale.doctor.memory import COUNTS, groups_layers, memory_of, sent_bytes
+from gradscale.doctor.memory import COUNTS, groups_layers, memory_of, sent_bytes, sent_for_ratios
 from gradscale.doctor.placement import place, state_dtype
 from gradscale.doctor.plan import Plan, check_arguments, make_plan, trainer_arguments
 from gradscale.optim.placement import refuse_sharded
@@ -119,8 +122,9 @@ def _of_model(model: nn.Module, plan: Plan, engine: Engine, question: Question, 
     }
     report["optimizer"]["scaled_layers"] = len(scaled)
     report["optimizer"]["scaled_elements"] = sum(planned.param.numel() for planned in scaled)
-    if engine.kind != "other":
-        memory = memory_of(plan.optimizer, placement.members)
+    if engine.kind != "other" and not _cannot_step_vectors(plan, engine):
+        optimizer, members = plan.optimizer, placement.members
+        memory = memory_of_adapter(optimizer, members) if isinstance(optimizer, SGG) else memory_of(optimizer, members)
         dtypes = {str(state_dtype(planned.param, engine)).removeprefix("torch.") for planned in trained}
         sent, traffic = sent_bytes(plan.optimizer, placement.members, engine)
         report["memory"] = {
@@ -130,17 +134,25 @@ def _of_model(model: nn.Module, plan: Plan, engine: Engine, question: Question, 
             "stepped_in": _words(dtypes),
         }
         counts = COUNTS if groups_layers(plan.optimizer) else None
-        report["sent"] = {"counts_per_layer": counts, "all_reduce": sent, "ring_traffic_per_rank": traffic}
+        report["sent"] = {
+            "counts_per_layer": counts,
+            "all_reduce": sent,
+            "ring_traffic_per_rank": traffic,
+            "in_each_step": sent_for_ratios(plan.optimizer, placement.members, engine),
+        }
     return report
 
 
+def _cannot_step_vectors(plan: Plan, engine: Engine) -> bool:
+    return isinstance(plan.optimizer, NamedAdapter) and (engine.kind == "fsdp1" or bool(engine.zero_stage))
+
+
 def _of_optimizer(plan: Plan, question: Question, findings: Findings) -> dict[str, Any]:
-    group = plan.optimizer.param_groups[0]
-    scaler = plan.optimizer.scaler
+    group: Any = plan.options
     found: dict[str, Any] = {
         "name": question.optim,
         "class": type(plan.optimizer).__name__,
-        "options": {name: group[name] for name in (*plan.optimizer.base.options, *scaler.options)},
+        "options": {name: value for name, value in group.items() if name != "total_steps"},
         "interval": None,
         "groupings": None,
     }
@@ -166,6 +178,17 @@ def _check_model(model: nn.Module, plan: Plan, engine: Engine, question: Questio
     sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False) is True]
     if sparse:
         refused.append(f"sparse gradients: {', '.join(sparse)}")
+    if isinstance(plan.optimizer, NamedAdapter):
+        base, cuts_layers = type(plan.optimizer.base_optimizer).__name__, engine.kind == "fsdp2"
+        if _cannot_step_vectors(plan, engine):
+            refused.append(
+                f"{question.optim} steps layers that are whole ({base}'s update of an element depends on others of its "
+                f"layer), and this engine lays several into one vector: use DDP, or sgg_adamw"
+            )
+        elif cuts_layers and not plan.optimizer.takes_shards:
+            refused.append(
+                f"{base} cannot step a layer of which FSDP2 leaves a part on each rank: use DDP, or sgg_adamw"
+            )
     if engine.kind in ("fsdp1", "fsdp2") or engine.zero_stage:
         device = torch.device("cpu" if engine.offload else "cuda")
         for planned in plan.scaled[:1]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradscale.adapter.sgg import SGG
 from gradscale.doctor.engine import Engine
 from gradscale.optim.kernels.choice import COMPILE_FROM
 from gradscale.optim.kernels.eager import ELSEWHERE, ON_CPU
@@ -62,19 +64,25 @@ def memory_of(optimizer: ScaledOptimizer, members: list[Member]) -> Memory:
             kinds[kind] += math.prod(slot.shape) * slot.dtype.itemsize
         kinds["scales"] += _STEP
         adamw += len(base) * member.param.numel() * member.param.dtype.itemsize + _STEP
-    segments = [segment for member in members for segment in member.scaled]
-    some = sorted((min(segment.numel, _OCCUPIED) for segment in segments), reverse=True)[:_AT_A_TIME]
-    sent = sum(COUNTS * 4 for segment in segments if segment.process_groups)
-    grouping = _COUNTING + sum(COUNTS * 5 + _PER_BIN * max(some) for _ in some) + sent
     return Memory(
         **kinds,
         adamw=adamw,
         step=0 if _is_compiled(optimizer, members) else max((_step_bytes(member) for member in members), default=0),
-        grouping=grouping if segments and groups_layers(optimizer) else 0,
+        grouping=grouping_bytes(members) if groups_layers(optimizer) else 0,
     )
 
 
-def groups_layers(optimizer: ScaledOptimizer) -> bool:
+def grouping_bytes(members: Sequence[Member]) -> int:
+    """About what a grouping takes for a moment at most, with what is sent."""
+    segments = [segment for member in members for segment in member.scaled]
+    if not segments:
+        return 0
+    some = sorted((min(segment.numel, _OCCUPIED) for segment in segments), reverse=True)[:_AT_A_TIME]
+    sent = sum(COUNTS * 4 for segment in segments if segment.process_groups)
+    return _COUNTING + sum(COUNTS * 5 + _PER_BIN * max(some) for _ in some) + sent
+
+
+def groups_layers(optimizer: ScaledOptimizer | SGG) -> bool:
     """Whether it counts momenta now and then, and not sums up gradients in each step."""
     return "recluster_interval" in optimizer.scaler.options
 
@@ -92,7 +100,18 @@ def _step_bytes(member: Member) -> int:
     return piece * wide * (5 if member.param.dtype == arithmetic_dtype(member.param) else 9)
 
 
-def sent_bytes(optimizer: ScaledOptimizer, members: list[Member], engine: Engine) -> tuple[int, int]:
+def sent_for_ratios(optimizer: ScaledOptimizer | SGG, members: list[Member], engine: Engine) -> int:
+    """Return bytes of the all-reduce for the trust ratios of updates (LAMB's), which each step makes besides.
+
+    Two numbers for each layer: sums of squares of its weights and of its update.
+    """
+    if not isinstance(optimizer, ScaledOptimizer) or not optimizer.base.adapts_updates or engine.shards == 1:
+        return 0
+    layers = [(segment, member) for member in members for segment in member.view.segments]
+    return sum(2 * 8 for segment, member in layers if optimizer.base.adapts(segment.shape, member.group))
+
+
+def sent_bytes(optimizer: ScaledOptimizer | SGG, members: list[Member], engine: Engine) -> tuple[int, int]:
     """Return bytes of the all-reduce of a grouping or of a step, and what a ring makes of them in traffic per rank."""
     shared = [segment for member in members for segment in member.scaled if segment.process_groups]
     if not shared:
@@ -100,6 +119,7 @@ def sent_bytes(optimizer: ScaledOptimizer, members: list[Member], engine: Engine
     if groups_layers(optimizer):
         sent = len(shared) * COUNTS * (4 if max(segment.numel for segment in shared) <= _INT32_MAX else 8)
     else:
+        assert isinstance(optimizer, ScaledOptimizer)
         kinds = {optimizer.scaler.reads_gradients(member.group) for member in members}
         # Of each layer the sum of its gradient, and whether it has one; for trust ratios two sums of squares besides.
         if optimizer.base.takes_trust_ratio or "by layer" in kinds:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscale.adapter.sgg import SGG
 from gradscale.integrations.trainer_patch import optimizer_class_and_kwargs
 from gradscale.integrations.training_args_patch import check_training_args
 from gradscale.optim.members import Member
@@ -42,10 +43,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """An optimizer and its model's parameters, in the model's order."""
+    """An optimizer and its model's parameters, in the model's order.
 
-    optimizer: ScaledOptimizer
+    Attributes:
+        optimizer: the optimizer.
+        parameters: the parameters.
+        options: its options, those of the first param group where groups have their own.
+    """
+
+    optimizer: ScaledOptimizer | SGG
     parameters: list[Planned]
+    options: Mapping[str, Any]
 
     @property
     def scaled(self) -> list[Planned]:
@@ -91,7 +99,7 @@ def make_plan(model: nn.Module, entry: OptimizerEntry, arguments: Any) -> Plan:
         optimizer = kind(_trainer_groups(model), **kwargs)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    assert isinstance(optimizer, ScaledOptimizer)  # all of the registry's are
+    assert isinstance(optimizer, ScaledOptimizer | SGG)  # all of the registry's are
     places = {
         id(param): (index, place)
         for index, group in enumerate(optimizer.param_groups)
@@ -108,7 +116,16 @@ def make_plan(model: nn.Module, entry: OptimizerEntry, arguments: Any) -> Plan:
             member = optimizer._table.member(param, optimizer.param_groups[group], group, place)
         also = tuple(other for other in names[id(param)] if other != name)
         parameters.append(Planned(name, param, member, group, also, _why_not(param, member)))
-    return Plan(optimizer, parameters)
+    return Plan(optimizer, parameters, _options_of(optimizer, entry, kwargs))
+
+
+def _options_of(optimizer: ScaledOptimizer | SGG, entry: OptimizerEntry, given: Mapping[str, Any]) -> dict[str, Any]:
+    first = optimizer.param_groups[0]
+    if isinstance(optimizer, SGG):
+        # What the base made of its own may be anything; what SGG made of its is in the groups.
+        defaults = {name: option.default for name, option in entry.options.items()}
+        first = {**defaults, **given, **optimizer._options.of(first)}
+    return {name: first[name] for name in (*entry.options, "total_steps") if name in first}
 
 
 def _trainer_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -151,6 +151,8 @@ def _sent(report: Mapping[str, Any]) -> str:
     counts = f"{layers} layers x {sent['counts_per_layer']:,} counts x {width} bytes = {size(sent['all_reduce'])}"
     traffic = size(sent["ring_traffic_per_rank"])
     rows = [["Sent in a grouping", "one all-reduce"], ["  of", counts], ["  as a ring, from each rank", traffic]]
+    if sent["in_each_step"]:
+        rows += [["Sent in each step, for trust ratios", f"one all-reduce of {size(sent['in_each_step'])}"]]
     return _table(rows)
 
 

@@ -23,6 +23,9 @@ class SGGAdamWTorch8bit(NamedAdapter):
 
     name = "sgg_adamw_torch_8bit"
     takes_shards = True
+    # A shard has blocks of its own, or too few elements for any, so that its moments are rounded otherwise than the
+    # layer's: on a few small tensors that is more than a statistic of the wrong extent would be.
+    tries_shards = False
     bits: ClassVar[int] = 8
 
     def _make_base(self, groups: list[dict[str, Any]], rates: dict[str, Any], values: dict[str, Any]) -> Optimizer:
