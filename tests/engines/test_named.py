@@ -34,7 +34,7 @@ def test_it_trains_on_shards_as_in_one_process_or_is_refused(name, ranks):
             assert result["scales"][layer] == pytest.approx(scales, rel=max(0.05, rounding)), layer
         for key, right in alone["found"].items():
             moved = float((right - alone["start"][key]).norm())
-            share = 0.02 if key == "up.weight" else rounding  # its halves have whole blocks
+            share = min(rounding, 0.1) if key == "up.weight" else rounding  # its halves have whole blocks
             assert float((result["found"][key] - right).norm()) < share * moved, key
 
 

@@ -43,10 +43,12 @@ def _registration(report: Mapping[str, Any]) -> str:
     known = report["registration"]["optim"]
     names = ", ".join(name for name, there in known.items() if there) or "none"
     autoload = report["registration"]["autoload"]
+    first, *rest = textwrap.wrap(names, _WIDTH)
     return _table(
         [
             ["Registration", ""],
-            ["  values of --optim", names],
+            ["  values of --optim", first],
+            *(["", line] for line in rest),
             ["  without a launcher", "yes" if autoload == "on" else "no"],
         ]
     )
