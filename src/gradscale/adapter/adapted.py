@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscale.adapter.on_engines import (
+    PartsOfAStep,
     check_base,
     may_step_elsewhere,
     only_makes_state,
@@ -94,7 +95,7 @@ class Adapted(Optimizer):
         self._table = MemberTable(self._roster, self.scaler, self._options.of, tuple(self.own_options))
         self._kernel = StepKernel("auto", type(self).__name__)
         self._alone = OneTensor(self.base_optimizer) if self.base_optimizer is not None else None
-        self._seen: set[int] = set()  # ids of tensors that an engine has brought in this training step
+        self._parts = PartsOfAStep()
         self._waiting: list[tuple[Member, Tensor]] = []
         self._took_state = False  # from load_state_dict
 
@@ -188,7 +189,11 @@ class Adapted(Optimizer):
                 self._own.of(member)
             self._update(turns, lambda *_: Rescaled(None))
             return loss
-        last = self._is_last(together, turns)
+        try:
+            last = self._parts.is_last(together, [member for member, _ in turns])
+        except RuntimeError:
+            self._waiting.clear()
+            raise
         if self.waits:
             self._waiting.extend(turns)
             if not last:
@@ -218,24 +223,6 @@ class Adapted(Optimizer):
             checked = [(member, group, self._traits_of(group)) for member, group in of_groups]
             check_base(self.base_optimizer, checked, tries_shards=self.tries_shards)
             self._table.mark_checked(new)
-
-    def _is_last(self, together: list[Member], turns: list[tuple[Member, Tensor]]) -> bool:
-        """Whether this call of `step()` brings the last tensors of a training step; DeepSpeed makes several of them."""
-        if not any(member.view.stepped_apart is not None for member, _ in turns):
-            return True
-        current = {id(member.param) for member, _ in turns}
-        if current & self._seen:
-            self._seen.clear()
-            self._waiting.clear()
-            raise RuntimeError(
-                f"DeepSpeed left some of {type(self).__name__}'s tensors out of the last training step, or that was "
-                "broken off"
-            )
-        self._seen |= current
-        last = all(id(member.param) in self._seen for member in together)
-        if last:
-            self._seen.clear()
-        return last
 
     def _take(self, together: list[Member], turns: list[tuple[Member, Tensor]], clock: int, *, last: bool) -> None:
         """Take the training step, or a part of it. Every rank must call it.

@@ -18,6 +18,37 @@ from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError
 
 
+class PartsOfAStep:
+    """Which tensors of a training step have been updated: DeepSpeed makes several calls of `step()` of one."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def is_last(self, together: Sequence[Member], current: Sequence[Member]) -> bool:
+        """Whether this call of `step()` brings the last tensors.
+
+        Args:
+            together: all tensors of the training step.
+            current: those that are updated now.
+
+        Raises:
+            RuntimeError: one comes again before all others have come. The next call begins a training step.
+        """
+        if not any(member.view.stepped_apart is not None for member in current):
+            return True
+        ids = {id(member.param) for member in current}
+        if ids & self._seen:
+            self._seen.clear()
+            raise RuntimeError(
+                "DeepSpeed left some of the optimizer's tensors out of the last training step, or that was broken off"
+            )
+        self._seen |= ids
+        last = all(id(member.param) in self._seen for member in together)
+        if last:
+            self._seen.clear()
+        return last
+
+
 def may_step_elsewhere(members: Sequence[Member]) -> bool:
     """Whether other ranks may have gradients though this one has none, as FSDP1 gives none to what lies elsewhere."""
     return any(

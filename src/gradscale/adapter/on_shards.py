@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradscale.adapter.traits import across, twin_of, twin_options
+from gradscale.adapter.twin import across, twin_of, twin_options
 from gradscale.sharding.dtensor import is_dtensor, local_part
 from gradscale.sharding.reduce import largest_on_any_rank
 from gradscale.sharding.view import UnsupportedShardingError

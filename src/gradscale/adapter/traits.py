@@ -7,12 +7,9 @@ measured when it is wrapped, mostly in milliseconds, and never looked up in a li
 from __future__ import annotations
 
 import math
-import sys
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,15 +17,15 @@ from torch.optim import Optimizer
 
 from gradscale.adapter.momentum import dense, is_quantized
 from gradscale.adapter.one_tensor import Group, OneTensor
+from gradscale.adapter.twin import Course, across, twin_of, twin_options, uncompiled
 from gradscale.options import OptionError
 
-_LR, _DECAY = 1e-2, 0.1
+_DECAY = 0.1
 _STEPS, _MANY_STEPS = 5, 25  # many where the first ones only collect
 # Small, so that norms stay below the bounds that some put on them; and gradients are not of size 1.
 _WEIGHTS, _OTHER_WEIGHTS, _GRADS = 0.02, 0.06, 0.1
 # A matrix is large enough for optimizers that factor only large ones.
 _SHAPES = {0: (), 1: (131,), 2: (130, 132), 3: (3, 10, 12), 4: (5, 4, 3, 3), 5: (4, 3, 2, 3, 2)}
-_COUNTERS = ("step", "steps", "k")
 _TIGHT, _LOOSE = 1e-5, 2e-2
 _QUANTIZED = 0.3  # what rounding to 4 bits may take of a momentum; other state is off by about all of it
 
@@ -80,62 +77,6 @@ def traits_of(base: Optimizer, group: Group) -> Traits:
     raise OptionError(
         f"{name} cannot be wrapped: stepping a few small tensors failed with {type(failure).__name__}: {failure}"
     ) from failure
-
-
-def twin_options(base: Optimizer, group: Group) -> Group:
-    """Options of a param group for a twin that has taken no step, with a learning rate that moves something."""
-    left_out = ("params", "param_names", *(_COUNTERS if base.state else ()))
-    options = {key: value for key, value in group.items() if key not in left_out}
-    lr = options.get("lr")
-    if lr is not None:
-        options["lr"] = torch.full_like(lr, _LR) if isinstance(lr, Tensor) else _LR
-    return options
-
-
-def twin_of(base: Optimizer, weights: Sequence[Tensor], options: Group) -> Optimizer:
-    """Return an optimizer like a base, with one param group of copies of these tensors and no state."""
-    twin = object.__new__(type(base))
-    twin.__dict__.update(base.__dict__)
-    # Nobody's hooks are told of what is tried.
-    hooks: dict[str, Any] = {key: OrderedDict() for key in vars(twin) if key.startswith("_optimizer_")}
-    twin.__dict__.update(hooks)
-    twin.state = defaultdict(dict)
-    params = [torch.nn.Parameter(weight.clone()) for weight in weights]
-    twin.param_groups = [{**options, "params": params}]
-    return twin
-
-
-def across(grad: Tensor, weights: Tensor) -> Tensor:
-    """Return what of a gradient is orthogonal to the weights, row by row.
-
-    AdamP and its kin look for gradients like these, which layers ahead of a normalization have, and step such a layer
-    by products over all of it: with random gradients they pass for elementwise.
-    """
-    rows, along = grad.flatten(1), weights.flatten(1)
-    share = (rows * along).sum(dim=1, keepdim=True) / along.square().sum(dim=1, keepdim=True)
-    return (rows - share * along).view_as(grad)
-
-
-class _Course(NamedTuple):
-    """What stepping a few tensors came to.
-
-    Attributes:
-        weights: after each step.
-        states: of each tensor, after the last.
-        counted: numbers and names in the param group, after the last.
-    """
-
-    weights: list[list[Tensor]]
-    states: list[dict[str, Any]]
-    counted: dict[str, Any]
-
-    def steps(self, start: Sequence[Tensor]) -> list[list[Tensor]]:
-        """What each step added to each tensor."""
-        befores = [list(start), *self.weights[:-1]]
-        return [
-            [one - other for one, other in zip(after, before, strict=True)]
-            for before, after in zip(befores, self.weights, strict=True)
-        ]
 
 
 class _Probe:
@@ -194,7 +135,7 @@ class _Probe:
         apart: bool = False,
         decay: float = 0.0,
         enters_gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> _Course:
+    ) -> Course:
         """Step a twin."""
         options = {**self._options, "weight_decay": decay} if self._decays else self._options
         twin = self._twin(weights, options)
@@ -219,9 +160,9 @@ class _Probe:
             for key, value in group.items()
             if isinstance(value, int | float | str) or (isinstance(value, Tensor) and value.numel() == 1)
         }
-        return _Course(course, [dict(twin.state.get(param, {})) for param in params], counted)
+        return Course(course, [dict(twin.state.get(param, {})) for param in params], counted)
 
-    def _momentum(self, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], course: _Course) -> str | None:
+    def _momentum(self, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], course: Course) -> str | None:
         """The key whose tensors are, after some steps, what a decaying sum of the gradients with some decay is."""
         largest = max(range(len(weights)), key=lambda place: weights[place].numel())
         history = torch.stack([of_step[largest].flatten().double() for of_step in grads], dim=1)
@@ -260,7 +201,7 @@ class _Probe:
         return _alike([whole], [torch.cat([part[:-5] for part in cut])], _TIGHT)
 
     def _weight_decay(
-        self, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: _Course, n_steps: int
+        self, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: Course, n_steps: int
     ) -> WeightDecay:
         """What weight decay does. Only the first step can be compared where updates depend on the weights."""
         if not self._decays:
@@ -285,7 +226,7 @@ class _Probe:
         return "own"
 
     def _half_decayed(
-        self, kind: WeightDecay, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: _Course
+        self, kind: WeightDecay, weights: Sequence[Tensor], grads: Sequence[Sequence[Tensor]], plain: Course
     ) -> WeightDecay:
         """Tell 1 - x from 1 / (1 + x), which are the same for a small x = lr x weight_decay, by a large one."""
         found = self._run(weights, grads[:1], decay=0.5 / float(self._options["lr"])).weights[0]
@@ -300,12 +241,6 @@ class _Probe:
 
     def _coupled(self, grad: Tensor, param: Tensor) -> Tensor:
         return with_weight_decay(grad, param, _DECAY, self._options)
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Let optimizers that compile their step run it as it is: seconds would go into code for a few small tensors."""
-    known = "torch._dynamo" in sys.modules  # nobody has compiled anything without it, and its import takes a second
-    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
 def with_weight_decay(grad: Tensor, param: Tensor, weight_decay: float, group: Group) -> Tensor:

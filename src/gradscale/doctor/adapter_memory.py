@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradscale.adapter.sgg import MOMENTUM, SGG
-from gradscale.adapter.traits import twin_of, twin_options, uncompiled
+from gradscale.adapter.twin import twin_of, twin_options, uncompiled
 from gradscale.doctor.memory import Memory, grouping_bytes
 from gradscale.optim.members import Member
 from gradscale.optim.rule import Group, arithmetic_dtype
