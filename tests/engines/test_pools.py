@@ -30,7 +30,8 @@ def test_pools_are_those_of_one_process(ranks):
             for pool in report.layers:
                 one = expected[pool.pooled]
                 assert pool.counts == one.counts and pool.numel == one.numel, (kind, pool.name)
-                assert pool.scales == pytest.approx(one.scales, rel=1e-6), (kind, pool.name)
+                # Gradients are summed in another order, which a median within one bin may show.
+                assert pool.scales == pytest.approx(one.scales, rel=1e-4), (kind, pool.name)
     assert engines == {"FullyShardedDataParallel", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3"}
 
 

@@ -27,8 +27,8 @@ def lora(**options):
 
 
 def adalora(**options):
-    own = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1, "total_step": 6}
-    return AdaLoraConfig(**own, target_modules=MODULES, task_type="CAUSAL_LM", orth_reg_weight=0.5, **options)
+    own = {"init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1, "total_step": 6, **options}
+    return AdaLoraConfig(**own, target_modules=MODULES, task_type="CAUSAL_LM", orth_reg_weight=0.5)
 
 
 class Allocate(TrainerCallback):
@@ -157,9 +157,9 @@ def test_a_run_of_an_adapter_resumes_bit_for_bit(kind, tmp_path):
     assert resumed.grouping_report == uninterrupted.grouping_report
 
 
-def test_a_run_of_adalora_goes_on_from_a_checkpoint(tmp_path):
+def test_a_run_of_adalora_goes_on_from_a_checkpoint_of_before_ranks_are_taken(tmp_path):
     for checkpoint in (None, str(tmp_path / "checkpoint-2")):
-        model = adapted(adalora())
+        model = adapted(adalora(tinit=2))
         trainer = make(tmp_path, model, Allocate(), save_strategy="steps", save_steps=2)
         trainer.train(resume_from_checkpoint=checkpoint)
         assert trainer.state.global_step == 6

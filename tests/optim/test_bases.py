@@ -236,7 +236,8 @@ GRADIENT = torch.tensor([[1.0, 1.1], [1.2, 1.3], [9.0, 9.5]])  # two clusters, o
 
 def test_without_momentum_labels_are_those_of_the_gradient_of_the_step_that_groups():
     param = torch.nn.Parameter(torch.zeros(3, 2))
-    optimizer = SGGSGD([param], lr=1.0, recluster_interval=2, n_clusters=2, scale_decay=0.5, kernel="eager")
+    options = {"n_clusters": 2, "scale_decay": 0.5, "min_layer_size": 0, "kernel": "eager"}
+    optimizer = SGGSGD([param], lr=1.0, recluster_interval=2, **options)
     for sign in (1.0, -1.0, 1.0):
         before = param.detach().clone()
         param.grad = sign * GRADIENT
@@ -250,7 +251,7 @@ def test_without_momentum_labels_are_those_of_the_gradient_of_the_step_that_grou
 
 def test_without_momentum_live_labels_are_those_of_todays_gradient():
     param = torch.nn.Parameter(torch.zeros(3, 2))
-    options = {"n_clusters": 2, "scale_decay": 0.5, "labels": "live", "kernel": "eager"}
+    options = {"n_clusters": 2, "scale_decay": 0.5, "min_layer_size": 0, "labels": "live", "kernel": "eager"}
     optimizer = SGGSGD([param], lr=1.0, recluster_interval=2, **options)
     for grad in (GRADIENT, GRADIENT, GRADIENT.flip(0)):
         before = param.detach().clone()

@@ -85,7 +85,7 @@ def test_zero_momentum_does_not_cluster():
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 3.4e38), (torch.float64, 1e60)])
 def test_large_finite_numbers_are_not_called_infinite(dtype, value):
     param = torch.nn.Parameter(torch.zeros(4, 4, dtype=dtype))
-    optimizer = SGGAdamW([param], recluster_interval=1, betas=(0.0, 0.0))
+    optimizer = SGGAdamW([param], recluster_interval=1, betas=(0.0, 0.0), min_layer_size=0)
     param.grad = torch.full((4, 4), value, dtype=dtype)
     param.grad[0] = -value
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from gradscale.optim.measure import Way
 from gradscale.optim.pools import Pool, pools_of
 from gradscale.optim.report import GroupingReport, LayerReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
-from gradscale.optim.static_blocks import block_count, measure_any, report_blocks
+from gradscale.optim.static_blocks import measure_any, report_blocks, scales_of_blocks, write_scales
 from gradscale.option_checks import check_sgg
 from gradscale.option_tables import SGG
 from gradscale.options import DEFERRED, Option, OptionError
@@ -94,8 +94,7 @@ class SGGScaler:
             return Slot(dtype, torch.Size([*rows, numbers]), fill, **bounds, host=place == "cpu")
 
         if group["grouping"] == "static":
-            n_blocks = block_count(shape, group)
-            return {"scales": per_layer(torch.float32, n_blocks, 1.0, lowest=0.0, highest=_LARGEST_SCALE)}
+            return {"scales": per_layer(torch.float32, shape[0], 1.0, lowest=0.0, highest=_LARGEST_SCALE)}
         intervals = 2 * n_clusters - 1 if _in_several_intervals(group) else n_clusters
         slots = {
             "scales": per_layer(torch.float32, n_clusters, 1.0, lowest=0.0, highest=_LARGEST_SCALE),
@@ -246,8 +245,9 @@ def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[tuple[str,
         missing = (0, _clusters(group) - len(sizes))
         sizes, mda = pad(sizes, missing), pad(mda, missing)
         centroids = pad(centroids, missing, value=math.inf)
+    before = scales_of_blocks(pool.scales, group) if group["grouping"] == "static" else pool.scales
     scales = update_scales(
-        pool.scales.to(mda.device),
+        before.to(mda.device),
         mda,
         sizes,
         global_mda=typical[_compared(group)],
@@ -256,7 +256,7 @@ def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[tuple[str,
         sign_only=grouping.statistic == "variance_sign",
     )
     if group["grouping"] == "static":
-        pool.layers[0].state["scales"].copy_(scales)
+        write_scales(scales, pool.layers[0].state, group)
         return report_blocks(pool.layers[0], grouping, scales)
     for layer in pool.layers:
         layer.state["scales"].copy_(scales)

@@ -20,15 +20,21 @@ def rows_in_a_block(group: Group) -> int:
     return int(group["static_block"] or 1)
 
 
-def block_count(shape: torch.Size, group: Group) -> int:
-    """Blocks of a layer; the last may have fewer rows."""
-    return -(-shape[0] // rows_in_a_block(group))
+def scales_of_blocks(scales: Tensor, group: Group) -> Tensor:
+    """Return the scale of each block, of those that are kept: one for each row, the same for all rows of a block."""
+    return scales[:: rows_in_a_block(group)]
+
+
+def write_scales(scales: Tensor, state: State, group: Group) -> None:
+    """Write the scales of blocks into a layer's state."""
+    of_rows = scales.repeat_interleave(rows_in_a_block(group))
+    state["scales"].copy_(of_rows[: len(state["scales"])])
 
 
 def with_scales_of_rows(state: State, shape: torch.Size, group: Group) -> State:
-    """Return state in which there is a scale for each element, as passes take it, where there is one for each block.
+    """Return state in which there is a scale for each element, as passes take it, where there is one for each row.
 
-    It is a view, which takes no memory but a number for each row.
+    It is a view: what a grouping decides after a pass has been prepared is seen by that pass.
 
     Args:
         state: state of a tensor; not changed.
@@ -37,8 +43,7 @@ def with_scales_of_rows(state: State, shape: torch.Size, group: Group) -> State:
     """
     if group.get("grouping") != "static" or "scales" not in state:
         return state
-    of_rows = state["scales"].repeat_interleave(rows_in_a_block(group))[: shape[0]]
-    return {**state, "scales": of_rows.view(-1, *[1] * (len(shape) - 1)).expand(shape)}
+    return {**state, "scales": state["scales"].view(-1, *[1] * (len(shape) - 1)).expand(shape)}
 
 
 def measure_blocks(layer: Layer) -> Grouping | None:
