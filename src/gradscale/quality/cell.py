@@ -54,7 +54,7 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
     arm = study.arms[cell.arm]
     blocks, tokenizer = _data(_hashable(study.task))
     torch.manual_seed(cell.seed)
-    model = _model(study.task, tokenizer).to(device)
+    model = _with_lora(_model(study.task, tokenizer), arm).to(device)
     optimizer, factors = make_optimizer(arm, cell.lr, model, dict(cell.multipliers))
     control = None if arm.control is None else Control(arm.control, cell.seed)
     run = _Run(arm, model, optimizer, device)
@@ -91,6 +91,7 @@ class _Run:
     def __init__(self, arm: Arm, model: Any, optimizer: Any, device: str) -> None:
         self._arm, self._model, self._optimizer, self._device = arm, model, optimizer, device
         self.seconds = 0.0
+        self._now = ""
         self.curve: list[tuple[int, float, float]] = []
         self.train_loss: list[tuple[int, float]] = []
         self._groupings: list[tuple[int, dict[str, Any]]] = []
@@ -136,6 +137,9 @@ class _Run:
         return loss
 
     def _mode(self, name: str) -> None:
+        if name == self._now:
+            return
+        self._now = name
         getattr(self._model, name)()
         switch = getattr(self._optimizer, name, None)  # schedule-free optimizers keep two sets of weights
         if callable(switch):
@@ -171,6 +175,24 @@ def _model(task: TrainArguments, tokenizer: Any) -> Any:
     from gradscale.training.model import build_model
 
     return build_model(task, tokenizer)
+
+
+def _with_lora(model: Any, arm: Arm) -> Any:
+    """Return the model with LoRA's matrices on it, which then are all that is trained.
+
+    Raises:
+        ConfigError: PEFT is missing, or matches nothing.
+    """
+    from gradscale.training.errors import ConfigError
+
+    if arm.lora is None:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **arm.lora))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{arm.name}: lora: {error}") from None
 
 
 @functools.lru_cache(maxsize=1)
