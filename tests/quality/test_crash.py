@@ -66,6 +66,7 @@ def test_a_killed_study_leaves_nobody_behind_and_goes_on(tmp_path, monkeypatch, 
     process = subprocess.Popen(
         [sys.executable, "-c", code, *command(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )
+    children = []
     try:
         first = process.stdout.readline()
         assert "adamw lr=0.001 seed=1" in first
@@ -76,7 +77,8 @@ def test_a_killed_study_leaves_nobody_behind_and_goes_on(tmp_path, monkeypatch, 
         _, alive = psutil.wait_procs(children, timeout=30)
         assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
     finally:
-        process.kill()
+        for one in (process, *filter(psutil.Process.is_running, children)):
+            one.kill()
         process.stdout.close()
     kept = list(Path(tmp_path / "out/cells").glob("*.json"))
     assert [path.name.split(",")[0] for path in kept] == ["adamw"]
