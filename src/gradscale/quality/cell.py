@@ -98,13 +98,16 @@ class _Run:
 
     def step(self, ids: Tensor) -> float:
         self._mode("train")
-        loss = self._loss(ids)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        total = 0.0
+        for part in ids.split(self._arm.schedule.micro_batch_size or len(ids)):
+            loss = self._loss(part) * (len(part) / len(ids))
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total += float(loss.detach())
         if self._arm.schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._arm.schedule.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(loss.detach())
+        return total
 
     def validation_loss(self, blocks: Any) -> float:
         self._mode("eval")
@@ -156,8 +159,8 @@ def mean_scales(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: sum(means) / len(means) for name, means in sums.items()}
 
 
-def load_data(study: Study) -> Any:
-    """Prepare the data and return the blocks; they are read from a cache from then on.
+def load_data(study: Study) -> int:
+    """Prepare the data, which are read from a cache from then on, and return the number of tokens in the vocabulary.
 
     Raises:
         ConfigError, DataError: model or data cannot be used; or nothing is held out.
@@ -168,7 +171,7 @@ def load_data(study: Study) -> Any:
     if blocks.validation is None or not len(blocks.validation):
         raise ConfigError("no data are held out: give validation_files, or validation_fraction above 0")
     _model(study.task, tokenizer)
-    return blocks
+    return len(tokenizer)
 
 
 def _model(task: TrainArguments, tokenizer: Any) -> Any:

@@ -50,6 +50,8 @@ def asked(study: Study, cell: Cell) -> Any:
     described["options"] = _meant(arm.optim, arm.options)
     described["rates"] = dict(arm.rates)
     described["schedule"] = dataclasses.asdict(arm.schedule)
+    if arm.schedule.micro_batch_size is None:
+        del described["schedule"]["micro_batch_size"]
     values = {
         "version": _VERSION,
         "task": dataclasses.asdict(study.task),

@@ -26,8 +26,15 @@ _HEADER = (
 )
 
 
-def write_report(study: Study, results: Results, output_dir: Path) -> str:
-    """Write `quality.json`, `quality.md` and plots; return the text."""
+def write_report(study: Study, results: Results, output_dir: Path, vocabulary: int) -> str:
+    """Write `quality.json`, `quality.md` and plots; return the text.
+
+    Args:
+        study: the study.
+        results: of its finished cells.
+        output_dir: where to.
+        vocabulary: tokens in it; a model that knows nothing has its logarithm for a loss.
+    """
     rates = {arm.name: arm.learning_rates for arm in study.arms.values()}
     found = lines(
         results,
@@ -35,7 +42,7 @@ def write_report(study: Study, results: Results, output_dir: Path) -> str:
         study.baseline,
         seeds=study.seeds,
         select_seeds=study.select_seeds,
-        know_nothing=math.log(study.task.vocab_size),
+        know_nothing=math.log(vocabulary),
     )
     text = _text(study, found, results)
     write_text(output_dir / "quality.md", text)

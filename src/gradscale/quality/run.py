@@ -37,7 +37,7 @@ def run_study(
     for arm in study.arms.values():
         class_and_options(arm)
     store = Store(output_dir, study)
-    load_data(study)
+    vocabulary = load_data(study)
     plain = [arm for arm in study.arms.values() if arm.multipliers_from is None]
     fixed = [arm for arm in study.arms.values() if arm.multipliers_from is not None]
     with Workers(study, store, jobs=jobs, threads=threads, device=device, said=said) as workers:
@@ -45,7 +45,7 @@ def run_study(
         measuring.measure(plain, {})
         multipliers = {arm.name: _multipliers(study, arm, measuring.results) for arm in fixed}
         measuring.measure([arm for arm in fixed if multipliers[arm.name]], multipliers)
-    return write_report(study, measuring.results, output_dir), measuring.failed
+    return write_report(study, measuring.results, output_dir, vocabulary), measuring.failed
 
 
 class _Measuring:

@@ -40,6 +40,7 @@ class Schedule:
         max_grad_norm: where the norm of all gradients is clipped; None: nowhere.
         eval_every: steps between two measurements of the validation loss.
         precision: float32, or bfloat16 by autocast.
+        micro_batch_size: sequences that are in memory at a time; gradients of a batch's parts are added. None: all.
     """
 
     steps: int = 1500
@@ -52,6 +53,7 @@ class Schedule:
     max_grad_norm: float | None = 1.0
     eval_every: int = 100
     precision: str = "float32"
+    micro_batch_size: int | None = None
 
 
 _SCHEDULE: Mapping[str, Kind] = {
@@ -65,6 +67,7 @@ _SCHEDULE: Mapping[str, Kind] = {
     "max_grad_norm": Maybe(Real(0.0, low_open=True)),
     "eval_every": Integer(1),
     "precision": Choice(("float32", "bfloat16")),
+    "micro_batch_size": Maybe(Integer(1)),
 }
 
 
