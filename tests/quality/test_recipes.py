@@ -3,16 +3,21 @@
 Every arm is trained for four steps on a tiny model, in one process.
 """
 
+import dataclasses
 import math
+import re
 from pathlib import Path
 
 import pytest
 
+from gradscale.bench.shapes import LLAMAS
 from gradscale.quality.cell import Cell, train
 from gradscale.quality.optimizers import class_and_options
-from gradscale.quality.study import read_study, study_of
+from gradscale.quality.report import HEADER
+from gradscale.quality.study import Arm, Schedule, read_study, study_of
 from gradscale.registry import REGISTRY
 from gradscale.training.arguments import TrainArguments
+from gradscale.training.settings import read_command
 from gradscale.training.yaml_file import parse_flow
 from tests.training.conftest import make_text
 
@@ -101,3 +106,21 @@ def test_the_model_that_finetuning_begins_with_is_where_its_recipe_leaves_it():
     finetuning = parse_flow((RECIPES / "finetuning.yaml").read_text())
     assert finetuning["model_name_or_path"] == pretrained["output_dir"]
     assert finetuning["block_size"] <= pretrained["block_size"]
+
+
+def test_the_documentation_has_every_key_and_every_column():
+    text = (RECIPES.parents[1] / "docs/quality.md").read_text()
+    keys = re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE)
+    named = {name for cell in keys for name in re.findall(r"`([^`]+)`", cell)}
+    of_arms = {field.name for field in dataclasses.fields(Arm)} - {"name", "schedule"}
+    of_schedule = {field.name: field.default for field in dataclasses.fields(Schedule)}
+    assert of_arms | set(of_schedule) | set(HEADER[1:]) <= named
+    defaults = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \| [^|]+ \|$", text, re.MULTILINE))
+    shown = {name: "none" if value is None else f"{value}".removesuffix(".0") for name, value in of_schedule.items()}
+    assert {name: defaults[name] for name in shown} == shown
+    assert set(LLAMAS) <= set(re.findall(r"`(llama-\w+)`", text))
+
+
+def test_the_recipe_of_the_pretrained_model_is_one_of_gradscale_train():
+    settings = read_command([str(RECIPES / "pretrained.yaml")])
+    assert settings.trainer["output_dir"] == "runs/quality-pretrained" and settings.train.model_config == "llama-1m"

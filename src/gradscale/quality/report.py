@@ -12,7 +12,7 @@ from gradscale.quality.statistics import Interval, Line, Results, final_loss, li
 from gradscale.quality.study import Study
 from gradscale.training.files import write_json, write_text
 
-_HEADER = (
+HEADER = (
     "optimizer",
     "best lr",
     "validation loss",
@@ -78,7 +78,7 @@ def _text(study: Study, found: list[Line], results: Results) -> str:
         f"{_listed(study.seeds)}, each optimizer at its own best learning rate (chosen on {where}). Differences are to "
         f"`{study.baseline}` with the same seed: below 0 is better, bold where 0 is outside the interval."
     )
-    table = [f"| {' | '.join(_HEADER)} |", "|---|" + "--:|" * (len(_HEADER) - 1)]
+    table = [f"| {' | '.join(HEADER)} |", "|---|" + "--:|" * (len(HEADER) - 1)]
     table += [f"| {' | '.join(_row(line))} |" for line in sorted(found, key=_loss)]
     missing = sorted(set(study.arms) - {line.arm for line in found})
     rest = f"\nNot all cells of {', '.join(missing)} have finished.\n" if missing else ""
