@@ -24,8 +24,7 @@ class TrainArguments:
     model_config: dict[str, Any] | str | None = _key(
         None,
         "Model",
-        "model to pre-train from scratch: a mapping such as {model_type: llama, ...}, a config.json, or a size such as "
-        "llama-60m",
+        "model to pre-train: {model_type: llama, ...}, a config.json, or a size such as llama-60m",
     )
     dtype: str = _key(
         "float32",
@@ -42,8 +41,7 @@ class TrainArguments:
     corpus: str | None = _key(
         None,
         "Data",
-        "embedded text: 'stdlib', the Python standard library, or 'docstrings', what torch, transformers and numpy say "
-        "of themselves; held out by file",
+        "embedded text: stdlib (Python's library) or docstrings (of torch, transformers and numpy)",
         choices=CORPORA,
     )
     dataset_name: str | None = _key(None, "Data", "hub id or local folder of a data set")
