@@ -50,6 +50,17 @@ def test_a_plan_counts_cells_and_knows_times_by_what_has_finished(tmp_path):
     assert (fixed.finished, fixed.missing, fixed.seconds) == (0, 3, pytest.approx(15.0))
 
 
+def test_cells_with_the_multipliers_of_another_optimizer_are_found_once_that_has_finished(tmp_path):
+    study = study_of(STUDY)
+    store = Store(tmp_path, study)
+    for lr, seed in ((1e-3, 1), (2e-3, 1), (1e-3, 11), (1e-3, 12)):
+        groupings = [(5, {"layer": [[float(seed)], [4]]})]
+        store.put(Cell("sgg", lr, seed), {**result(1.0 + lr, 8.0), "groupings": groupings})
+    store.put(Cell("fixed", 1e-3, 1, (("layer", 11.5),)), result(2.0, 5.0))
+    _, sgg, fixed = plan(study, tmp_path)
+    assert (sgg.finished, sgg.missing) == (4, 0) and (fixed.finished, fixed.missing) == (1, 2)
+
+
 def test_a_dry_run_writes_nothing_and_says_what_is_wrong(tmp_path, capsys):
     path, out = tmp_path / "study.yaml", tmp_path / "out"
     path.write_text(json.dumps(STUDY))

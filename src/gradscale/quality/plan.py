@@ -11,6 +11,7 @@ from typing import Any
 from gradscale.quality.cell import Cell
 from gradscale.quality.optimizers import class_and_options
 from gradscale.quality.pool import Store
+from gradscale.quality.run import multipliers_of
 from gradscale.quality.statistics import best_learning_rate
 from gradscale.quality.study import Arm, Study
 
@@ -44,7 +45,9 @@ def plan(study: Study, output_dir: Path) -> list[Row]:
         class_and_options(arm)
     store = Store(output_dir, study, make=False)
     results: dict[tuple[str, float, int], dict[str, Any]] = {}
-    counts = {arm.name: _look(store, study, arm, results) for arm in study.arms.values()}
+    counts = {}
+    for arm in sorted(study.arms.values(), key=lambda arm: arm.multipliers_from is not None):
+        counts[arm.name] = _look(store, study, arm, results)
     speeds = {name: _seconds_per_sequence(study, results, name) for name in study.arms}
     known = [speed for speed in speeds.values() if speed is not None]
     rows = []
@@ -60,12 +63,15 @@ def _look(
     store: Store, study: Study, arm: Arm, results: dict[tuple[str, float, int], dict[str, Any]]
 ) -> tuple[int, int]:
     """Enter an arm's finished cells into `results`, and return how many there are and how many are missing."""
+    multipliers: tuple[tuple[str, float], ...] = ()
     if arm.multipliers_from is not None:
-        # Its cells have the multipliers in their names, which are not known before the other optimizer has been run.
-        return 0, len(arm.learning_rates) * len(study.select_seeds) + _measured_apart(study)
+        if not _is_complete(study, study.arms[arm.multipliers_from], results):
+            # What its cells are asked for is not known before those have been trained.
+            return 0, len(arm.learning_rates) * len(study.select_seeds) + _measured_apart(study)
+        multipliers = multipliers_of(study, arm, results)
     for lr in arm.learning_rates:
         for seed in study.select_seeds:
-            found = store.get(Cell(arm.name, lr, seed))
+            found = store.get(Cell(arm.name, lr, seed, multipliers))
             if found is not None:
                 results[arm.name, lr, seed] = found
     chosen = len([key for key in results if key[0] == arm.name])
@@ -74,12 +80,17 @@ def _look(
     if lr_of_best is None:
         return chosen, missing + _measured_apart(study)
     for seed in study.seeds:
-        found = store.get(Cell(arm.name, lr_of_best, seed))
+        found = store.get(Cell(arm.name, lr_of_best, seed, multipliers))
         if found is not None:
             results[arm.name, lr_of_best, seed] = found
         else:
             missing += 1
     return len([key for key in results if key[0] == arm.name]), missing
+
+
+def _is_complete(study: Study, arm: Arm, results: Mapping[tuple[str, float, int], Any]) -> bool:
+    lr = best_learning_rate(results, arm.name, arm.learning_rates, study.select_seeds)
+    return lr is not None and all((arm.name, lr, seed) in results for seed in study.seeds)
 
 
 def _measured_apart(study: Study) -> int:
