@@ -99,7 +99,7 @@ class _Run:
     def step(self, ids: Tensor) -> float:
         self._mode("train")
         total = 0.0
-        for part in ids.split(self._arm.schedule.micro_batch_size or len(ids)):
+        for part in torch.split(ids, self._arm.schedule.micro_batch_size or len(ids)):
             loss = self._loss(part) * (len(part) / len(ids))
             loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total += float(loss.detach())
