@@ -106,6 +106,17 @@ def test_an_optimizer_that_takes_the_model_has_the_studys_decay_and_the_layers_m
         ({"optim": "sgg_adamw", "rest": "torch.optim.AdamW"}, "rest='torch.optim.AdamW' is not allowed: sgg_adamw"),
         ({"optim": "torch.optim.Muon", "rest": "torch.optim.Adamw"}, "torch.optim has no 'Adamw'"),
         ({"optim": "pytorch_optimizer.AdamMini", "rates": {"head": 2}}, "rates is not allowed: .*takes the model"),
+        ({"optim": "torch.optim.AdamW", "control": "random_labels"}, "control='random_labels' is not allowed: torch"),
+        ({"optim": "sgg_muon", "control": "random_labels"}, "control='random_labels' is not allowed: sgg_muon has no"),
+        ({"optim": "dgs_adamw", "control": "permuted_scales"}, "control='permuted_scales' is not allowed: dgs_adamw"),
+        (
+            {"optim": "sgg_adamw", "control": "random_labels", "options": {"labels": "live"}},
+            "control='random_labels' is not allowed with labels='live', which leaves it nothing",
+        ),
+        (
+            {"optim": "sgg_adamw", "control": "permuted_scales", "options": {"grouping": "layer"}},
+            "control='permuted_scales' is not allowed with grouping='layer'",
+        ),
         ({"optim": "sgg_adamw", "unscaled": "head"}, "unscaled='head' is not allowed: expected a list of embedding"),
         ({"optim": "sgg_adamw", "lora": {"rank": 4}}, "lora has no 'rank'"),
         ({"optim": "sgg_adamw", "lora": {"r": 0}}, "lora: r=0 is not allowed"),

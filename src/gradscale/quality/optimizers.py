@@ -13,6 +13,7 @@ from gradscale.adapter.named.hidden import hidden_matrices
 from gradscale.bench.contestants import imported
 from gradscale.integrations.optim_args import parse_optim_args
 from gradscale.options import OptionError
+from gradscale.presets import PRESETS, takes_presets
 from gradscale.quality.study import Arm, Schedule
 from gradscale.quality.together import Together
 from gradscale.registry import REGISTRY
@@ -95,6 +96,11 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
     """
     entry = REGISTRY.get(arm.optim)
     options = dict(arm.options)
+    if arm.control is not None and (entry is None or not takes_presets(entry.options) or entry.whole_layers):
+        raise ConfigError(
+            f"{arm.name}: control={arm.control!r} is not allowed: {arm.optim} has no labels and scales of SGG in its "
+            "state; it is for those of sgg_adamw, sgg_adam, sgg_sgd, sgg_lion and sgg_lamb"
+        )
     if entry is not None:
         if arm.rest is not None:
             raise ConfigError(f"{arm.name}: rest={arm.rest!r} is not allowed: {arm.optim} takes all parameters")
@@ -104,6 +110,8 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
                 check({**{name: option.default for name, option in entry.options.items()}, **options})
         except OptionError as error:
             raise ConfigError(f"{arm.name}: {str(error).replace('--optim_args', 'options')}") from None
+        if arm.control is not None:
+            _check_control(arm, {**PRESETS["default"], **options})
         if "betas" in entry.trainer_fields:
             options.setdefault("betas", arm.schedule.betas)
         return entry.load(), {**entry.trainer_defaults, **options}
@@ -120,6 +128,23 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
         key = "rates" if arm.rates else "rest"
         raise ConfigError(f"{arm.name}: {key} is not allowed: {arm.optim} takes the model and makes its own groups")
     return cls, {**_betas(cls, arm), **options}
+
+
+def _check_control(arm: Arm, options: Mapping[str, Any]) -> None:
+    """A control that had nothing to change would be the optimizer itself under another name.
+
+    Raises:
+        ConfigError: it would.
+    """
+    keeps = {"grouping": ("layer", "static", "none"), "labels": ("live",)}
+    if arm.control != "random_labels":
+        keeps = {"grouping": ("layer", "none")}
+    for name, values in keeps.items():
+        if options[name] in values:
+            raise ConfigError(
+                f"{arm.name}: control={arm.control!r} is not allowed with {name}={options[name]!r}, which leaves it "
+                "nothing to change"
+            )
 
 
 def _betas(cls: type[Any], arm: Arm) -> dict[str, Any]:
