@@ -52,7 +52,7 @@ def test_canonical_types():
 
 
 def test_keywords_that_type_checkers_know_are_those_of_the_table():
-    assert set(SGGOptions.__annotations__) == {*SGG, "total_steps"}
+    assert set(SGGOptions.__annotations__) == {*SGG, "total_steps", "preset"}
 
 
 def test_a_mistyped_keyword_names_the_nearest():

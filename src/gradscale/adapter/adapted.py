@@ -77,7 +77,7 @@ class Adapted(Optimizer):
         # torch's constructor wants parameters. It gets one that is forgotten as soon as the base is there.
         super().__init__([nn.Parameter(torch.empty(1))], {})
         for group, own in zip(base_optimizer.param_groups, checked, strict=True):
-            group.update(own)
+            self._options.update(group, own)
         self.base_optimizer = base_optimizer
         self.defaults = base_optimizer.defaults
         self._traits = traits
@@ -153,6 +153,7 @@ class Adapted(Optimizer):
         own[f"{self.prefix}steps"] = max((int(group[f"{self.prefix}steps"]) for group in self.param_groups), default=0)
         base.add_param_group({**param_group, **own})
         added = base.param_groups[-1]
+        self._options.update(added, own)
         try:
             self._traits.append(traits_of(base, added))
         except OptionError:

@@ -12,6 +12,7 @@ from gradscale.optim.members import Member
 from gradscale.optim.rule import Scaler
 from gradscale.option_tables import COMMON
 from gradscale.options import Option, OptionError, check_options, nearest
+from gradscale.presets import NAME, expanded, takes_presets
 
 
 class Options(dict[str, Any]):
@@ -61,6 +62,8 @@ class OptionViews:
         start = len(self._prefix)
         own = {key[start:]: value for key, value in group.items() if key.startswith(self._prefix)}
         own.pop("steps", None)
+        if takes_presets(self._table):
+            own = expanded(own)
         for name in own:
             if name not in self._table:
                 hint = nearest(name, self._table)
@@ -72,6 +75,12 @@ class OptionViews:
         self._scaler.check(values)
         steps = group.get(f"{self._prefix}steps", 0)
         return {**{f"{self._prefix}{name}": value for name, value in values.items()}, f"{self._prefix}steps": steps}
+
+    def update(self, group: Group, own: Mapping[str, Any]) -> None:
+        """Enter checked options into a param group, in which they stand for its preset too."""
+        if takes_presets(self._table):
+            group.pop(f"{self._prefix}{NAME}", None)
+        group.update(own)
 
     def of(self, group: Group) -> Options:
         """Return the options of a param group as they stand now: users change them between two steps."""

@@ -22,6 +22,7 @@ from gradscale.optim.sgg_options import SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
 from gradscale.optim.static_blocks import with_scales_of_rows
 from gradscale.option_tables import ADAPTER
+from gradscale.presets import expanded
 from gradscale.sharding.dtensor import local_part
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class SGG(Adapted):
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
         n_clusters, recluster_interval, scale_decay, scale_bounds, momentum_sign, labels, global_mda, grouping,
-            static_block, statistic, labels_device, pool, min_layer_size, total_steps: see `SGGAdamW`.
+            static_block, statistic, labels_device, pool, min_layer_size, total_steps, preset: see `SGGAdamW`.
         kept_momentum: what is grouped where the base keeps no momentum: "mean", a running mean of the gradient with a
             decay of 0.9, kept here (4 bytes per element), or "gradient", that of the step of the grouping (no memory).
         module: the model, for names of layers in reports.
@@ -237,5 +238,6 @@ def _check_pool(
     Raises:
         OptionError: it has not.
     """
+    group = expanded(group, prefix="sgg_")
     own = {"pool": group.get("sgg_pool", options["pool"]), "scaled": group.get("sgg_scaled", True)}
     check_pool_names(own, members)

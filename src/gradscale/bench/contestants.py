@@ -105,7 +105,8 @@ def registered(name: str, optim_args: str | None) -> Contestant:
     """
     try:
         entry = get_entry(name)
-        options = parse_optim_args(optim_args, entry)
+        # A preset's interval is not what was asked for.
+        options = parse_optim_args(optim_args, entry, expand=False)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if "recluster_interval" in options:

@@ -9,8 +9,52 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A LLaMA's sizes; the vocabulary is that of the tokenizer. Output layer and embedding are two matrices.
+
+    Attributes:
+        hidden: width.
+        intermediate: width of the MLP.
+        blocks: number of transformer blocks.
+        heads: of each.
+    """
+
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+
+    def config(self) -> dict[str, Any]:
+        """Return what `model_config` is, written out."""
+        return {
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.blocks,
+            "num_attention_heads": self.heads,
+            "tie_word_embeddings": False,
+        }
+
+
+# Sizes of models to train, by the value of `model_config`. From 60m on they are those of GaLore's pre-training
+# configurations (arXiv 2403.03507) and of SGG's paper; 1m is that of recipes/quality/small.yaml.
+LLAMAS: Mapping[str, Llama] = MappingProxyType(
+    {
+        "llama-1m": Llama(128, 344, 4, 4),
+        "llama-7m": Llama(256, 688, 8, 4),
+        "llama-20m": Llama(384, 1024, 8, 6),
+        "llama-60m": Llama(512, 1376, 8, 8),
+        "llama-130m": Llama(768, 2048, 12, 12),
+        "llama-350m": Llama(1024, 2736, 24, 16),
+        "llama-1b": Llama(2048, 5461, 24, 32),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +121,14 @@ def _linear(hidden: int, intermediate: int, kv: int) -> tuple[tuple[int, int], .
     return (*attention, (hidden, intermediate), (hidden, intermediate), (intermediate, hidden))
 
 
-# The sizes are those of GaLore's pre-training configurations (arXiv 2403.03507).
+def _named(name: str) -> Workload:
+    size = LLAMAS[name]
+    summary = f"LLaMA, {size.blocks} blocks of width {size.hidden}"
+    return Workload(name, summary, llama(size.hidden, size.intermediate, size.blocks))
+
+
 _ALL = (
-    Workload("llama-60m", "LLaMA, 8 blocks of width 512", llama(512, 1376, 8)),
-    Workload("llama-130m", "LLaMA, 12 blocks of width 768", llama(768, 2048, 12)),
-    Workload("llama-350m", "LLaMA, 24 blocks of width 1024", llama(1024, 2736, 24)),
-    Workload("llama-1b", "LLaMA, 24 blocks of width 2048", llama(2048, 5461, 24)),
+    *map(_named, ("llama-60m", "llama-130m", "llama-350m", "llama-1b")),
     Workload("lora-1b", "LoRA, r = 16, on all linear layers of Llama-3.2-1B", lora(16, 2048, 8192, 16, kv=512)),
     Workload("tiny", "for a look at the output, and for tests", llama(32, 80, 2, vocabulary=100)),
 )

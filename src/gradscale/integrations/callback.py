@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
@@ -29,6 +30,7 @@ class ScaleCallback(TrainerCallback):
         # earlier run. One that the user made keeps the length that the user gave.
         if entry_of(args) is not None or inner.waits_for_total_steps:
             inner.set_total_steps(state.max_steps)
+        _warn_of_short_run(inner, state.max_steps)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Any = None, optimizer: Any = None, **kwargs: Any
@@ -47,6 +49,19 @@ class ScaleCallback(TrainerCallback):
         history = state.log_history
         if history and history[-1].get("step") == state.global_step:
             history[-1].update(statistics)
+
+
+def _warn_of_short_run(optimizer: Any, steps: int) -> None:
+    """Warn where an interval in steps is longer than the run, in which nothing would be scaled then."""
+    keys = ("recluster_interval", "sgg_recluster_interval")
+    intervals = [group[key] for group in optimizer.param_groups for key in keys if key in group]
+    if intervals and all(isinstance(interval, int) and interval > steps for interval in intervals):
+        warnings.warn(
+            f"the run has {steps} steps, fewer than recluster_interval={min(intervals)}: no layer will be grouped, and "
+            "nothing is scaled. Give recluster_interval as a fraction of the run, such as 0.05",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def find_attribute(optimizer: Any, name: str) -> Any:

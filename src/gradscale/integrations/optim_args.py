@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradscale.integrations.text_lists import UnbalancedError, split_top_level
-from gradscale.options import Choice, Maybe, OptionError, check_options
+from gradscale.options import Choice, Maybe, Option, OptionError, check_options
+from gradscale.presets import NAME, PRESET, expanded, takes_presets
 from gradscale.registry import OptimizerEntry
 
 # Constructor keywords that have a TrainingArguments field of their own.
@@ -30,12 +31,16 @@ _REAL = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf(inity)?|nan)", re.I
 _CLOSING = {"[": "]", "(": ")"}
 
 
-def parse_optim_args(value: str | Mapping[str, Any] | None, entry: OptimizerEntry) -> dict[str, Any]:
+def parse_optim_args(
+    value: str | Mapping[str, Any] | None, entry: OptimizerEntry, *, expand: bool = True
+) -> dict[str, Any]:
     """Return the options that `value` gives to the optimizer `entry`, in their canonical types.
 
     Args:
         value: `"n_clusters=3,betas=[0.9,0.95]"`, the text of a JSON object, a mapping, or None or "" for no options.
         entry: the optimizer.
+        expand: put the values of a preset in its place. The one with the defaults says nothing: in a Trainer these are
+            the entry's.
 
     Raises:
         OptionError: an option is unknown, given twice, malformed, of the wrong type or out of range.
@@ -62,16 +67,25 @@ def parse_optim_args(value: str | Mapping[str, Any] | None, entry: OptimizerEntr
             raise OptionError(f"--optim_args: {key}={given[key]!r} does not belong here, use {_ELSEWHERE[key]}")
     typed = {key: _typed(raw, key, entry) for key, raw in given.items()}
     try:
-        return check_options(typed, entry.options, owner=entry.name)
+        checked = check_options(typed, _options(entry), owner=entry.name)
     except OptionError as error:
         raise OptionError(f"--optim_args: {error}") from None
+    if not expand:
+        return checked
+    if checked.get(NAME) == PRESET.default:
+        del checked[NAME]
+    return expanded(checked)
+
+
+def _options(entry: OptimizerEntry) -> dict[str, Option]:
+    return {**entry.options, **({NAME: PRESET} if takes_presets(entry.options) else {})}
 
 
 def _typed(raw: Any, key: str, entry: OptimizerEntry) -> Any:
     if not isinstance(raw, str):
         return raw
     # YAML and JSON keep some numbers as text (YAML reads 1e-8 so); names stay text whatever they look like.
-    option = entry.options.get(key)
+    option = _options(entry).get(key)
     if option is not None and isinstance(option.kind, Choice):
         return _unquoted(raw)
     if option is not None and isinstance(option.kind, Maybe) and raw.strip().lower() in ("none", "null"):
@@ -95,7 +109,7 @@ def _pairs_of_text(text: str, entry: OptimizerEntry) -> Iterator[tuple[str, Any]
         if not item.strip():
             raise OptionError(f"--optim_args={text!r} is malformed: an entry between commas is empty")
         if not equals:
-            known = ", ".join(entry.options)
+            known = ", ".join(_options(entry))
             raise OptionError(f"--optim_args: {item.strip()!r} is malformed: expected name=value, with one of {known}")
         if not key:
             raise OptionError(f"--optim_args: {item.strip()!r} is malformed: the name before '=' is missing")

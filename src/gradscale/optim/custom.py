@@ -16,6 +16,7 @@ from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.option_tables import STEP, TORCH_SWITCHES
 from gradscale.options import Flag, Option, nearest
+from gradscale.presets import expanded, takes_presets
 
 _MAXIMIZE = Option(Flag(), False, "ascend instead of descend")
 
@@ -183,7 +184,8 @@ class CustomOptimizer(ScaledOptimizer):
         lr: learning rate.
         weight_decay: decoupled or not as the base has it.
         module, target_modules, kernel: see `SGGAdamW`.
-        **options: those of the base and of the scaler, `maximize`, `total_steps`, `kahan_sum`, and torch's switches.
+        **options: those of the base and of the scaler (of SGG also `preset`), `maximize`, `total_steps`, `kahan_sum`,
+            and torch's switches.
 
     Raises:
         OptionError: an option is out of range.
@@ -203,6 +205,8 @@ class CustomOptimizer(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         **options: Any,
     ) -> None:
+        if takes_presets(self.scaler.options):
+            options = expanded(options)
         defaults: dict[str, Any] = {
             "lr": lr,
             "weight_decay": self.default_weight_decay if weight_decay is None else weight_decay,

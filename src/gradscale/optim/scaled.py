@@ -17,6 +17,7 @@ from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
 from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
 from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
+from gradscale.presets import expanded, takes_presets
 from gradscale.sharding.roster import Roster
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -99,6 +100,8 @@ class ScaledOptimizer(StepLoop):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        if takes_presets(self.scaler.options):
+            param_group = expanded(param_group)
         checked = self._checked({**self.defaults, **param_group})
         group = {key: checked[key] for key in param_group}
         if not isinstance(group["params"], set):  # torch has its own word on sets

@@ -60,6 +60,7 @@ class SGGAdamW(ScaledOptimizer):
         pool: "lora" groups the LoRA matrices of one kind and parent module together (see `gradscale.optim.pools`).
         min_layer_size: layers, or pools, of fewer elements are one cluster.
         total_steps: optimizer steps of the run, or "deferred" when `set_total_steps` will say so before the first step.
+        preset: values of all options of SGG that are not given: "default", or "paper" (see `gradscale.presets`).
         moments_dtype: dtype of both moments: "float32", "bfloat16", or by "auto" the parameter's own (of float16
             parameters float32, because squares of usual gradients are below what float16 can hold).
         kahan_sum: keep what rounding takes from 16-bit parameters, in their dtype, and give it back in later steps

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from gradscale.option_tables import SGG
 from gradscale.options import nearest
+from gradscale.presets import NAME, expanded
 
 
 class SGGOptions(TypedDict, total=False):
@@ -26,10 +27,11 @@ class SGGOptions(TypedDict, total=False):
     pool: Literal["none", "lora"]
     min_layer_size: int
     total_steps: int | Literal["deferred"] | None
+    preset: Literal["default", "paper"]
 
 
 def sgg_options(given: Mapping[str, Any], *, owner: str, others: Iterable[str]) -> dict[str, Any]:
-    """Return every option of SGG: those that are given, and else their defaults.
+    """Return every option of SGG: those that are given, else the preset's, else their defaults.
 
     Args:
         given: keywords of a constructor.
@@ -38,11 +40,12 @@ def sgg_options(given: Mapping[str, Any], *, owner: str, others: Iterable[str]) 
 
     Raises:
         TypeError: there is no such option; the message gives the nearest one.
+        OptionError: there is no such preset.
     """
     defaults = {**{name: option.default for name, option in SGG.items()}, "total_steps": None}
     for name in given:
-        if name not in defaults:
+        if name not in defaults and name != NAME:
             raise TypeError(
-                f"{owner}() got an unexpected keyword argument {name!r}{nearest(name, (*defaults, *others))}"
+                f"{owner}() got an unexpected keyword argument {name!r}{nearest(name, (*defaults, NAME, *others))}"
             )
-    return {**defaults, **given}
+    return {**defaults, **expanded(given)}

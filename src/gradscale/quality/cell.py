@@ -54,7 +54,7 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
     arm = study.arms[cell.arm]
     blocks, tokenizer = _data(_hashable(study.task))
     torch.manual_seed(cell.seed)
-    model = _model(study.task, tokenizer).to(device)
+    model = _with_lora(_model(study.task, tokenizer), arm).to(device)
     optimizer, factors = make_optimizer(arm, cell.lr, model, dict(cell.multipliers))
     control = None if arm.control is None else Control(arm.control, cell.seed)
     run = _Run(arm, model, optimizer, device)
@@ -91,19 +91,23 @@ class _Run:
     def __init__(self, arm: Arm, model: Any, optimizer: Any, device: str) -> None:
         self._arm, self._model, self._optimizer, self._device = arm, model, optimizer, device
         self.seconds = 0.0
+        self._now = ""
         self.curve: list[tuple[int, float, float]] = []
         self.train_loss: list[tuple[int, float]] = []
         self._groupings: list[tuple[int, dict[str, Any]]] = []
 
     def step(self, ids: Tensor) -> float:
         self._mode("train")
-        loss = self._loss(ids)
-        loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        total = 0.0
+        for part in torch.split(ids, self._arm.schedule.micro_batch_size or len(ids)):
+            loss = self._loss(part) * (len(part) / len(ids))
+            loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
+            total += float(loss.detach())
         if self._arm.schedule.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._arm.schedule.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(loss.detach())
+        return total
 
     def validation_loss(self, blocks: Any) -> float:
         self._mode("eval")
@@ -136,6 +140,9 @@ class _Run:
         return loss
 
     def _mode(self, name: str) -> None:
+        if name == self._now:
+            return
+        self._now = name
         getattr(self._model, name)()
         switch = getattr(self._optimizer, name, None)  # schedule-free optimizers keep two sets of weights
         if callable(switch):
@@ -152,8 +159,8 @@ def mean_scales(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: sum(means) / len(means) for name, means in sums.items()}
 
 
-def load_data(study: Study) -> Any:
-    """Prepare the data and return the blocks; they are read from a cache from then on.
+def load_data(study: Study) -> int:
+    """Prepare the data, which are read from a cache from then on, and return the number of tokens in the vocabulary.
 
     Raises:
         ConfigError, DataError: model or data cannot be used; or nothing is held out.
@@ -164,13 +171,31 @@ def load_data(study: Study) -> Any:
     if blocks.validation is None or not len(blocks.validation):
         raise ConfigError("no data are held out: give validation_files, or validation_fraction above 0")
     _model(study.task, tokenizer)
-    return blocks
+    return len(tokenizer)
 
 
 def _model(task: TrainArguments, tokenizer: Any) -> Any:
     from gradscale.training.model import build_model
 
     return build_model(task, tokenizer)
+
+
+def _with_lora(model: Any, arm: Arm) -> Any:
+    """Return the model with LoRA's matrices on it, which then are all that is trained.
+
+    Raises:
+        ConfigError: PEFT is missing, or matches nothing.
+    """
+    from gradscale.training.errors import ConfigError
+
+    if arm.lora is None:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **arm.lora))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{arm.name}: lora: {error}") from None
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,12 +20,19 @@ from gradscale.quality.study import Study
 # Okabe and Ito's, told apart by the colour-blind; line styles tell more than eight apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _STYLES = ("-", "--", ":", "-.")
+_NAMED = 10  # optimizers with a colour and a line in the legend; more cannot be told apart
+_OTHERS = {"color": "0.85", "linewidth": 0.8, "zorder": 0}
 _SIZE = (6.4, 4.0)  # inches: readable at the width of a paper's page
 
 
 def draw(study: Study, found: list[Line], results: Results, output_dir: Path) -> list[Path]:
-    """Write `curves`, `learning_rates` and, of SGG's runs, `scales` as PNG and SVG; return the paths."""
-    pictures = {"curves": _curves(study, found, results), "learning_rates": _sweeps(study, results)}
+    """Write `curves`, `learning_rates` and, of SGG's runs, `scales` as PNG and SVG; return the paths.
+
+    Of many optimizers the baseline and those that end lowest are named, and the others grey.
+    """
+    best = sorted(found, key=lambda line: (line.arm != study.baseline, line.loss.mean))
+    named = {line.arm: index for index, line in enumerate(best[:_NAMED])}
+    pictures = {"curves": _curves(study, found, results, named), "learning_rates": _sweeps(study, results, named)}
     for line in found:
         result = results[line.arm, line.best_lr, study.seeds[0]]
         if result["groupings"]:
@@ -37,22 +45,23 @@ def draw(study: Study, found: list[Line], results: Results, output_dir: Path) ->
     return paths
 
 
-def _curves(study: Study, found: list[Line], results: Results) -> Figure:
+def _curves(study: Study, found: list[Line], results: Results, named: Mapping[str, int]) -> Figure:
     figure, axes = _figure()
-    for index, line in enumerate(found):
+    for line in sorted(found, key=lambda line: named.get(line.arm, -1)):
         runs = [results[line.arm, line.best_lr, seed]["curve"] for seed in study.seeds]
         points = [(same[0][0], mean(point[2] for point in same)) for same in zip(*runs, strict=False)]
         points = [(step, loss) for step, loss in points if math.isfinite(loss)]
-        axes.plot(*zip(*points, strict=True), label=f"{line.arm}, lr {line.best_lr:g}", **_style(index))
+        style = _of(line.arm, f"{line.arm}, lr {line.best_lr:g}", named)
+        axes.plot(*zip(*points, strict=True), **style)
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(fontsize=7, frameon=False)
     return figure
 
 
-def _sweeps(study: Study, results: Results) -> Figure:
+def _sweeps(study: Study, results: Results, named: Mapping[str, int]) -> Figure:
     figure, axes = _figure()
-    for index, arm in enumerate(study.arms.values()):
+    for arm in sorted(study.arms.values(), key=lambda arm: named.get(arm.name, -1)):
         points = []
         for rate in arm.learning_rates:
             losses = [
@@ -63,7 +72,7 @@ def _sweeps(study: Study, results: Results) -> Figure:
             if losses and all(map(math.isfinite, losses)):
                 points.append((rate, mean(losses)))
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=arm.name, **_style(index))
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, **_of(arm.name, arm.name, named))
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss (nats per token)")
@@ -95,6 +104,10 @@ def _scales(arm: str, result: Any) -> Figure:
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _of(arm: str, label: str, named: Mapping[str, int]) -> dict[str, Any]:
+    return {"label": label, **_style(named[arm])} if arm in named else _OTHERS
 
 
 def _style(index: int) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from gradscale.quality.cell import Cell, train
+from gradscale.quality.identity import asked
 from gradscale.quality.study import Study
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json, write_json
 
 CELLS = "cells"
-_VERSION = 1  # of what a cell computes: a change that changes results needs another
 
 
 class Store:
@@ -29,48 +30,34 @@ class Store:
     Args:
         folder: of the study; `cells` is made in it.
         study: decides, with the cell, what a result is the result of.
+        make: make the folder where there is none.
 
     Raises:
         ConfigError: the folder is a file, or holds something else.
     """
 
-    def __init__(self, folder: Path, study: Study) -> None:
+    def __init__(self, folder: Path, study: Study, *, make: bool = True) -> None:
         name = f"output_dir={str(folder)!r}"
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"{name} is a file, expected a folder")
         if folder.is_dir() and any(folder.iterdir()) and not (folder / CELLS).is_dir():
             raise ConfigError(f"{name} is not empty and holds no study: set another --output_dir")
         self._folder, self._study = folder / CELLS, study
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, cell: Cell) -> dict[str, Any] | None:
         """Return the result of a cell; None if it has not finished, or was asked for otherwise."""
         found = read_json(self._path(cell))
-        return found["result"] if isinstance(found, dict) and found.get("asked") == self._asked(cell) else None
+        return found["result"] if isinstance(found, dict) and found.get("asked") == asked(self._study, cell) else None
 
     def put(self, cell: Cell, result: dict[str, Any]) -> None:
         """Keep a result."""
-        write_json(self._path(cell), {"asked": self._asked(cell), "result": result})
+        write_json(self._path(cell), {"asked": asked(self._study, cell), "result": result})
 
     def _path(self, cell: Cell) -> Path:
-        key = hashlib.sha256(json.dumps(self._asked(cell), sort_keys=True).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps(asked(self._study, cell), sort_keys=True).encode()).hexdigest()[:12]
         return self._folder / f"{cell.arm},lr={cell.lr:g},seed={cell.seed}-{key}.json".replace("/", "_")
-
-    def _asked(self, cell: Cell) -> Any:
-        """All that decides the result; as JSON gives it back."""
-        arm = self._study.arms[cell.arm]
-        described = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm)}
-        # The same cell, whatever else is tried beside it.
-        for name in ("name", "learning_rates"):
-            del described[name]
-        described["schedule"] = dataclasses.asdict(arm.schedule)
-        asked = {
-            "version": _VERSION,
-            "task": dataclasses.asdict(self._study.task),
-            "arm": {**described, "options": dict(arm.options), "rates": dict(arm.rates)},
-            "cell": dataclasses.asdict(cell),
-        }
-        return json.loads(json.dumps(asked))
 
 
 class Workers:
@@ -141,12 +128,24 @@ class Workers:
 def _begin(threads: int) -> None:
     # Ctrl-C reaches every process of the terminal; the parent ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
     import transformers
 
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended, killed perhaps, before it could say so.
+
+    It would wait for cells for ever, or train one that nobody keeps beside the study that goes on.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -12,7 +12,7 @@ from gradscale.quality.statistics import Interval, Line, Results, final_loss, li
 from gradscale.quality.study import Study
 from gradscale.training.files import write_json, write_text
 
-_HEADER = (
+HEADER = (
     "optimizer",
     "best lr",
     "validation loss",
@@ -26,8 +26,15 @@ _HEADER = (
 )
 
 
-def write_report(study: Study, results: Results, output_dir: Path) -> str:
-    """Write `quality.json`, `quality.md` and plots; return the text."""
+def write_report(study: Study, results: Results, output_dir: Path, vocabulary: int) -> str:
+    """Write `quality.json`, `quality.md` and plots; return the text.
+
+    Args:
+        study: the study.
+        results: of its finished cells.
+        output_dir: where to.
+        vocabulary: tokens in it; a model that knows nothing has its logarithm for a loss.
+    """
     rates = {arm.name: arm.learning_rates for arm in study.arms.values()}
     found = lines(
         results,
@@ -35,7 +42,7 @@ def write_report(study: Study, results: Results, output_dir: Path) -> str:
         study.baseline,
         seeds=study.seeds,
         select_seeds=study.select_seeds,
-        know_nothing=math.log(study.task.vocab_size),
+        know_nothing=math.log(vocabulary),
     )
     text = _text(study, found, results)
     write_text(output_dir / "quality.md", text)
@@ -71,7 +78,7 @@ def _text(study: Study, found: list[Line], results: Results) -> str:
         f"{_listed(study.seeds)}, each optimizer at its own best learning rate (chosen on {where}). Differences are to "
         f"`{study.baseline}` with the same seed: below 0 is better, bold where 0 is outside the interval."
     )
-    table = [f"| {' | '.join(_HEADER)} |", "|---|" + "--:|" * (len(_HEADER) - 1)]
+    table = [f"| {' | '.join(HEADER)} |", "|---|" + "--:|" * (len(HEADER) - 1)]
     table += [f"| {' | '.join(_row(line))} |" for line in sorted(found, key=_loss)]
     missing = sorted(set(study.arms) - {line.arm for line in found})
     rest = f"\nNot all cells of {', '.join(missing)} have finished.\n" if missing else ""

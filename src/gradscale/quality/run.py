@@ -37,15 +37,15 @@ def run_study(
     for arm in study.arms.values():
         class_and_options(arm)
     store = Store(output_dir, study)
-    load_data(study)
+    vocabulary = load_data(study)
     plain = [arm for arm in study.arms.values() if arm.multipliers_from is None]
     fixed = [arm for arm in study.arms.values() if arm.multipliers_from is not None]
     with Workers(study, store, jobs=jobs, threads=threads, device=device, said=said) as workers:
         measuring = _Measuring(study, store, workers)
         measuring.measure(plain, {})
-        multipliers = {arm.name: _multipliers(study, arm, measuring.results) for arm in fixed}
+        multipliers = {arm.name: multipliers_of(study, arm, measuring.results) for arm in fixed}
         measuring.measure([arm for arm in fixed if multipliers[arm.name]], multipliers)
-    return write_report(study, measuring.results, output_dir), measuring.failed
+    return write_report(study, measuring.results, output_dir, vocabulary), measuring.failed
 
 
 class _Measuring:
@@ -78,7 +78,7 @@ class _Measuring:
                 self.results[one.arm, one.lr, one.seed] = result
 
 
-def _multipliers(study: Study, arm: Arm, results: Results) -> tuple[tuple[str, float], ...]:
+def multipliers_of(study: Study, arm: Arm, results: Results) -> tuple[tuple[str, float], ...]:
     """Return what multiplies the rate of each layer: the other arm's mean scale there, over its runs."""
     source = study.arms[arm.multipliers_from or ""]
     lr = best_learning_rate(results, source.name, source.learning_rates, study.select_seeds)

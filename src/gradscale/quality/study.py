@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradscale.options import Choice, Integer, Kind, Maybe, Option, OptionError, Pair, Real, check_option, nearest
+from gradscale.options import Choice, Flag, Integer, Kind, Maybe, Option, OptionError, Pair, Real, check_option, nearest
 from gradscale.training.arguments import TrainArguments
 from gradscale.training.errors import ConfigError
 from gradscale.training.yaml_file import parse_flow
 
 CONTROLS = ("random_labels", "permuted_scales")
 KINDS = ("embedding", "head", "matrix", "vector")
+_LORA: Mapping[str, Kind] = {
+    "r": Integer(1),
+    "lora_alpha": Real(0.0, low_open=True),
+    "lora_dropout": Real(0.0, 1.0, high_open=True),
+    "use_rslora": Flag(),
+    "use_dora": Flag(),
+}
 _BASELINE = "baseline"
 
 
@@ -33,6 +40,7 @@ class Schedule:
         max_grad_norm: where the norm of all gradients is clipped; None: nowhere.
         eval_every: steps between two measurements of the validation loss.
         precision: float32, or bfloat16 by autocast.
+        micro_batch_size: sequences that are in memory at a time; gradients of a batch's parts are added. None: all.
     """
 
     steps: int = 1500
@@ -45,6 +53,7 @@ class Schedule:
     max_grad_norm: float | None = 1.0
     eval_every: int = 100
     precision: str = "float32"
+    micro_batch_size: int | None = None
 
 
 _SCHEDULE: Mapping[str, Kind] = {
@@ -58,6 +67,7 @@ _SCHEDULE: Mapping[str, Kind] = {
     "max_grad_norm": Maybe(Real(0.0, low_open=True)),
     "eval_every": Integer(1),
     "precision": Choice(("float32", "bfloat16")),
+    "micro_batch_size": Maybe(Integer(1)),
 }
 
 
@@ -71,10 +81,14 @@ class Arm:
         options: its keywords.
         learning_rates: that are tried.
         rates: what the learning rate is multiplied by, for kinds of parameters (see `KINDS`).
+        unscaled: kinds of parameters whose layers are not scaled, by an optimizer of the registry.
         control: what is done to SGG's groups after every grouping: labels shuffled within each layer, or the scales of
             a layer handed to other clusters.
         multipliers_from: another arm, of whose scales each layer's mean over the run multiplies the learning rate here.
         schedule: the study's, with what this arm has otherwise.
+        lora: what is trained instead of the model: keywords of PEFT's `LoraConfig`; None: the model.
+        rest: import path of the optimizer of all parameters that are no hidden matrix (of linear layers and
+            convolutions, without the head), for an `optim` such as `torch.optim.Muon`, which takes nothing else.
     """
 
     name: str
@@ -85,6 +99,9 @@ class Arm:
     control: str | None
     multipliers_from: str | None
     schedule: Schedule
+    unscaled: tuple[str, ...] = ()
+    lora: Mapping[str, Any] | None = None
+    rest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,14 +149,15 @@ def study_of(values: Any) -> Study:
     """
     values = dict(_mapping(values, "the file"))
     of_task = {field.name for field in dataclasses.fields(TrainArguments)}
-    own = {"optimizers", "baseline", "seeds", "select_seeds"}
+    own = {"optimizers", "baseline", "seeds", "select_seeds", "learning_rates"}
     for key in values:
         if key not in (known := {*of_task, *own, *_SCHEDULE}):
             raise ConfigError(f"unknown key {key!r}{nearest(str(key), known) or '.'}")
     schedule = _schedule(values, Schedule())
     task = TrainArguments(**{key: value for key, value in values.items() if key in of_task})
     described = _mapping(values.get("optimizers"), "optimizers")
-    arms = {str(name): _arm(str(name), entry, schedule) for name, entry in described.items()}
+    tried = {key: values[key] for key in ("learning_rates",) if key in values}
+    arms = {str(name): _arm(str(name), entry, schedule, tried) for name, entry in described.items()}
     if not arms:
         raise ConfigError("optimizers is empty: nothing to compare")
     baseline = str(values.get(_BASELINE, next(iter(arms))))
@@ -156,9 +174,10 @@ def study_of(values: Any) -> Study:
     return Study(task, arms, baseline, seeds, _seeds(values.get("select_seeds", []), "select_seeds") or seeds)
 
 
-def _arm(name: str, entry: Any, schedule: Schedule) -> Arm:
-    values = dict(_mapping(entry, name))
-    known = {"optim", "options", "learning_rates", "rates", "control", "multipliers_from", *_SCHEDULE}
+def _arm(name: str, entry: Any, schedule: Schedule, defaults: Mapping[str, Any]) -> Arm:
+    values = {**defaults, **_mapping(entry, name)}
+    own = {field.name for field in dataclasses.fields(Arm)} - {"name", "schedule"}
+    known = {*own, *_SCHEDULE}
     for key in values:
         if key not in known:
             raise ConfigError(f"{name}: unknown key {key!r}{nearest(str(key), known) or '.'}")
@@ -185,7 +204,32 @@ def _arm(name: str, entry: Any, schedule: Schedule) -> Arm:
         control,
         None if values.get("multipliers_from") is None else str(values["multipliers_from"]),
         _schedule(values, schedule, f"{name}: "),
+        _unscaled(values.get("unscaled", []), name),
+        None if values.get("lora") is None else _lora(_mapping(values["lora"], f"{name}: lora"), name),
+        None if values.get("rest") is None else str(values["rest"]),
     )
+
+
+def _unscaled(kinds: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(kinds, list) or any(kind not in KINDS for kind in kinds):
+        raise ConfigError(f"{name}: unscaled={kinds!r} is not allowed: expected a list of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in kinds)
+
+
+def _lora(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    lora: dict[str, Any] = {"target_modules": "all-linear"}
+    for key, value in values.items():
+        if key == "target_modules":
+            words = value if isinstance(value, list) else [value]
+            if not words or not all(isinstance(word, str) for word in words):
+                raise ConfigError(f"{name}: lora: {key}={value!r} is not allowed: expected names of modules")
+            lora[key] = value
+        elif key in _LORA:
+            lora[key] = check_option(f"{name}: lora: {key}", value, Option(_LORA[key], None, ""))
+        else:
+            known = ("target_modules", *_LORA)
+            raise ConfigError(f"{name}: lora has no {key!r}{nearest(str(key), known)} Known: {', '.join(known)}")
+    return lora
 
 
 def _schedule(values: Mapping[str, Any], default: Schedule, owner: str = "") -> Schedule:

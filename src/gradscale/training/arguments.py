@@ -13,13 +13,18 @@ def _key(default: Any, group: str, text: str, *, choices: tuple[str, ...] | None
     return dataclasses.field(default=default, metadata={"group": group, "help": text, "choices": choices})
 
 
+CORPORA = ("stdlib", "docstrings")
+
+
 @dataclass(frozen=True)
 class TrainArguments:
     """What to train, on what, beside what. Every field is a key of the YAML file and an option of the command line."""
 
     model_name_or_path: str | None = _key(None, "Model", "hub id or local folder of a model to fine-tune")
     model_config: dict[str, Any] | str | None = _key(
-        None, "Model", "model to pre-train from scratch: a mapping such as {model_type: llama, ...}, or a config.json"
+        None,
+        "Model",
+        "model to pre-train: {model_type: llama, ...}, a config.json, or a size such as llama-60m",
     )
     dtype: str = _key(
         "float32",
@@ -34,7 +39,10 @@ class TrainArguments:
         2048, "Model", "most tokens of the byte-level BPE tokenizer that is trained on the training data"
     )
     corpus: str | None = _key(
-        None, "Data", "embedded text: 'stdlib', the Python standard library, held out by file", choices=("stdlib",)
+        None,
+        "Data",
+        "embedded text: stdlib (Python's library) or docstrings (of torch, transformers and numpy)",
+        choices=CORPORA,
     )
     dataset_name: str | None = _key(None, "Data", "hub id or local folder of a data set")
     dataset_config_name: str | None = _key(None, "Data", "configuration of the data set")
@@ -64,6 +72,9 @@ class TrainArguments:
             least = 257 if name == "vocab_size" else 2 if name == "block_size" else 1
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value} is not allowed: expected an integer of at least {least}")
+        if self.corpus is not None and self.corpus not in CORPORA:
+            known = ", ".join(map(repr, CORPORA))
+            raise ConfigError(f"corpus={self.corpus!r} is not allowed: expected one of {known}")
         if not 0 <= self.validation_fraction < 1:
             value = self.validation_fraction
             raise ConfigError(f"validation_fraction={value} is not allowed: expected a number in [0, 1)")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscale.data.blocks import TokenBlocks
+from gradscale.data.docstrings_corpus import DocstringsCorpus
 from gradscale.data.hub import HubDataset
 from gradscale.data.local_files import LocalFiles
 from gradscale.data.source import Source, Split
@@ -29,7 +30,7 @@ def open_source(arguments: TrainArguments) -> Source:
         DataError: it is not there.
     """
     if arguments.corpus is not None:
-        return StdlibCorpus()
+        return DocstringsCorpus() if arguments.corpus == "docstrings" else StdlibCorpus()
     options: dict[str, Any] = {
         "text_column": arguments.text_column,
         "validation_fraction": arguments.validation_fraction,

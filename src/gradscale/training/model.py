@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gradscale.bench.shapes import LLAMAS
 from gradscale.data.source import Source
 from gradscale.data.tokenizer import trained_tokenizer
 from gradscale.options import nearest
@@ -105,6 +106,8 @@ def _build_config(given: dict[str, Any] | str, block_size: int, tokenizer: Any) 
 def _config_values(given: dict[str, Any] | str) -> dict[str, Any]:
     if isinstance(given, dict):
         values, origin = given, "model_config"
+    elif given in LLAMAS:
+        return LLAMAS[given].config()
     else:
         path = Path(given).expanduser()
         path = path / "config.json" if path.is_dir() else path
@@ -112,7 +115,8 @@ def _config_values(given: dict[str, Any] | str) -> dict[str, Any]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"{origin}: there is no readable file {str(path)!r}") from None
+            names = "" if "/" in given else f"{nearest(given, LLAMAS) or ';'} the sizes by name are {', '.join(LLAMAS)}"
+            raise ConfigError(f"{origin}: there is no readable file {str(path)!r}{names}") from None
         try:
             values = json.loads(text) if path.suffix == ".json" else parse_flow(text)
         except ValueError as error:

@@ -16,11 +16,12 @@ from gradscale.optim.param_groups import split_by_target
 from gradscale.option_tables import ADAPTER, LEARNING_RATE
 from gradscale.option_tables import SGG as SGG_TABLE
 from gradscale.options import OptionError, check_option, check_options
+from gradscale.presets import NAME, expanded
 from gradscale.registry import get_entry
 from gradscale.sharding.dtensor import is_dtensor
 from gradscale.sharding.view import UnsupportedShardingError
 
-_OF_SGG = frozenset({*SGG_TABLE, *ADAPTER, "total_steps"})
+_OF_SGG = frozenset({*SGG_TABLE, *ADAPTER, "total_steps", NAME})
 _OF_GROUPS = _OF_SGG | {"scaled"}
 
 
@@ -37,7 +38,7 @@ class NamedAdapter(SGG):
         module: the model; gives layers their names in reports and is needed by `target_modules`.
         target_modules: scale only the layers of these modules: a list of substrings of module names, a regular
             expression that matches a whole name, or "all-linear".
-        **options: those of the entry, and `total_steps`, the optimizer steps of the run.
+        **options: those of the entry, `preset`, and `total_steps`, the optimizer steps of the run.
 
     Raises:
         OptionError: (a ValueError) an option is unknown or out of range; the message says what is allowed.
@@ -60,7 +61,7 @@ class NamedAdapter(SGG):
         **options: Any,
     ) -> None:
         entry, own = get_entry(self.name), type(self).__name__
-        of_sgg = {key: options.pop(key) for key in _OF_SGG if key in options and key not in ADAPTER}
+        of_sgg = expanded({key: options.pop(key) for key in _OF_SGG if key in options and key not in ADAPTER})
         checked = check_options(options, entry.options, owner=own)
         values = {key: option.default for key, option in entry.options.items() if key not in SGG_TABLE} | checked
         sgg = {key: option.default for key, option in SGG_TABLE.items()} | of_sgg

@@ -1,0 +1,73 @@
+"""What a finished cell is the result of: everything that decides it, and nothing that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from gradscale.presets import PRESETS, expanded, takes_presets
+from gradscale.quality.study import Study
+from gradscale.registry import REGISTRY
+
+if TYPE_CHECKING:
+    from gradscale.quality.cell import Cell
+
+_VERSION = 1  # of what a cell computes: a change that changes results needs another
+# Keys that studies have got since then: cells from before are those of a study that does not give them.
+_LATER = ("unscaled", "lora", "rest")
+# What options of SGG that are not given meant then. Where a default is another one now, cells are asked for with it.
+_FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "n_clusters": 3,
+        "recluster_interval": 0.05,
+        "scale_decay": 0.9,
+        "scale_bounds": (0.1, 10.0),
+        "momentum_sign": "signed",
+        "labels": "frozen",
+        "global_mda": "clusters",
+        "grouping": "kmeans",
+        "static_block": None,
+        "statistic": "mda",
+        "labels_device": "device",
+        "pool": "none",
+        "min_layer_size": 48,
+    }
+)
+
+
+def asked(study: Study, cell: Cell) -> Any:
+    """Return all that decides the result of a cell, as JSON gives it back.
+
+    Its learning rates and its seeds are those of the cell: it is the same one, whatever else is tried beside it.
+    """
+    arm = study.arms[cell.arm]
+    described = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm)}
+    for name in ("name", "learning_rates", *(name for name in _LATER if not described[name])):
+        del described[name]
+    described["options"] = _meant(arm.optim, arm.options)
+    described["rates"] = dict(arm.rates)
+    described["schedule"] = dataclasses.asdict(arm.schedule)
+    if arm.schedule.micro_batch_size is None:
+        del described["schedule"]["micro_batch_size"]
+    values = {
+        "version": _VERSION,
+        "task": dataclasses.asdict(study.task),
+        "arm": described,
+        "cell": dataclasses.asdict(cell),
+    }
+    return json.loads(json.dumps(values))
+
+
+def _meant(optim: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with the values of a preset in its place, and with defaults that have changed since."""
+    entry = REGISTRY.get(optim)
+    if entry is None or not takes_presets(entry.options):
+        return dict(options)
+    given = {key: value for key, value in options.items() if (key, value) != ("preset", "default")}
+    meant = expanded(given)
+    defaults = {**PRESETS["default"], **entry.trainer_defaults}
+    changed = {key: value for key, value in defaults.items() if value != _FIRST_DEFAULTS.get(key, value)}
+    return {**changed, **meant}
