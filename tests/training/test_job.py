@@ -217,7 +217,7 @@ def test_a_run_that_diverges_says_so(settings, write, tmp_path, capsys):
 
 
 def test_without_matplotlib(settings, write, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "gradscale.training.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "gradscale.plots.style", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main([write(settings | {"plot": True, "max_steps": 2})]) == 0
     assert capsys.readouterr().err.count("no plot: matplotlib is not installed (pip install 'gradscale[plot]')") == 1

@@ -212,4 +212,4 @@ def _divisor(state: Mapping[str, Any], group: Mapping[str, Any], numel: int) -> 
     second = second.float().flatten()
     # An element that has had no gradient yet, such as those of a token that was not seen, has no rate to speak of.
     seen = torch.where(second > 0, second, torch.nan)
-    return (seen / correction).sqrt() + float(group["eps"])
+    return cast(Tensor, (seen / correction).sqrt() + float(group["eps"]))

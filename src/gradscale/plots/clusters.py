@@ -38,8 +38,8 @@ def clusters_figure(
 ) -> Figure:
     """Return a row per layer: how its momentum is spread, each cluster's learning rate, and that of each element.
 
-    The last column, lr x scale / (sqrt(v) + eps), is what Adam multiplies an element's momentum by. It is left out below
-    five inches, and where no layer has a second moment.
+    The last column, lr x scale / (sqrt(v) + eps), is what Adam multiplies an element's momentum by. It is left out
+    below five inches, and where no layer has a second moment.
 
     Args:
         layers: at most `MOST_LAYERS`.
@@ -53,16 +53,14 @@ def clusters_figure(
     grid = figure.subplots(len(layers), 3 if rates_of_elements else 2, squeeze=False)
     for layer, row in zip(layers, grid, strict=True):
         hidden = _draw_momentum(row[0], layer)
-        said = f", {layer.momentum.numel():,} elements" + (f" ({_percent(hidden)} outside)" if hidden else "")
+        said = f", n = {layer.momentum.numel():,}" + (f" ({_percent(hidden)} outside)" if hidden else "")
         room = 0.9 * width - style.text_width(said, style.USUAL)
-        row[0].set_title(style.shortened(short_name(layer.name), room) + said, loc="left")
-        _draw_rates(row[1], layer)
+        row[0].set_title(style.shortened(short_name(layer.name), room, style.USUAL) + said, loc="left")
+        _draw_rates(row[1], layer, named=width >= _NARROW)
         if rates_of_elements:
             _draw_rates_of_elements(row[2], layer)
-    lr = "peak lr" if at_peak else "lr"
-    grid[-1, 1].set_xlabel(f"{lr} × scale")
     if rates_of_elements:
-        grid[-1, 2].set_xlabel(f"{lr} × scale / (√v + ε)")
+        grid[-1, 2].set_xlabel("lr × scale / (√v + ε)")
     handles: list[Any] = [
         Patch(facecolor=f"{style.COLOURS[one]}66", edgecolor=style.COLOURS[one], hatch=style.HATCHES[one], label=name)
         for one, name in enumerate(_names(clusters))
@@ -70,7 +68,8 @@ def clusters_figure(
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="boundary"))
     handles.append(Line2D([], [], color="0.4", linestyle=":", label="not scaled"))
     style.legend_below(figure, handles, width)
-    figure.suptitle(style.shortened(title, width))
+    whole = f"{title}, at the peak of its learning rate" if at_peak else title
+    figure.suptitle(style.shortened(whole, width, style.USUAL))
     return figure
 
 
@@ -92,11 +91,7 @@ def _draw_momentum(axes: Any, layer: ClusterLayer) -> float:
         axes.axvline(edge, color="black", linestyle="--", linewidth=0.8)
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(3))
-    exponent = math.floor(math.log10(max(abs(low), abs(high))))
-    # In the label, where it is in nobody's way.
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:g}")
-    what = "|momentum|" if layer.absolute else "momentum"
-    axes.set_xlabel(what if exponent == 0 else f"{what} / $10^{{{exponent}}}$")
+    _label(axes, "|momentum|" if layer.absolute else "momentum", max(abs(low), abs(high)))
     axes.set_ylabel("elements")
     return 100 * outside
 
@@ -113,8 +108,8 @@ def _range(values: Any, boundaries: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 1.0, high + 1.0)
 
 
-def _draw_rates(axes: Any, layer: ClusterLayer) -> None:
-    """Draw a bar per cluster, from the rate that all have to that of the cluster."""
+def _draw_rates(axes: Any, layer: ClusterLayer, *, named: bool) -> None:
+    """Draw a bar per cluster, from the rate that all have to that of the cluster; beside it its share of elements."""
     rates = [layer.rate * scale for scale in layer.scales]
     for one, (rate, share) in enumerate(zip(rates, shares(layer), strict=True)):
         if share:
@@ -124,8 +119,11 @@ def _draw_rates(axes: Any, layer: ClusterLayer) -> None:
     low, high = style.spread([layer.rate, *rates])
     axes.set_xlim(low / 1.6, high * 1.6)
     style.log_axis(axes.xaxis, low / 1.6, high * 1.6, sparse=True)
-    names = [f"{name}, {_percent(share)}" for name, share in zip(_names(len(rates)), shares(layer), strict=True)]
-    axes.set_yticks(range(len(rates)), names)
+    _label(axes, "lr × scale", layer.rate)
+    texts = list(map(_percent, shares(layer)))
+    if named:
+        texts = [f"{name}, {text}" for name, text in zip(_names(len(rates)), texts, strict=True)]
+    axes.set_yticks(range(len(rates)), texts)
     axes.set_ylim(-0.6, len(rates) - 0.4)
 
 
@@ -160,6 +158,13 @@ def _histograms(axes: Any, values: Any, labels: Any, edges: Any, shown: Any = No
 def _look(one: int) -> dict[str, Any]:
     colour = style.COLOURS[one % len(style.COLOURS)]
     return {"facecolor": f"{colour}66", "hatch": style.HATCHES[one % len(style.HATCHES)]}
+
+
+def _label(axes: Any, what: str, typical: float) -> None:
+    """Label the abscissa, with the power of ten of its numbers in the label, where it is in nobody's way."""
+    exponent = math.floor(math.log10(typical)) if typical > 0 else 0
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:.3g}")
+    axes.set_xlabel(f"{what} / $10^{{{exponent}}}$" if exponent else what)
 
 
 def _names(clusters: int) -> list[str]:

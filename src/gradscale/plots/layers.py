@@ -9,7 +9,18 @@ from gradscale.options import nearest
 from gradscale.training.errors import ConfigError
 
 # What the names of all layers share, and what an engine or PEFT puts before them.
-_SAID_ANYWAY = {"model", "base_model", "transformer", "module", "weight", "layers", "h", "encoder", "decoder", "default"}
+_SAID_ANYWAY = {
+    "model",
+    "base_model",
+    "transformer",
+    "module",
+    "weight",
+    "layers",
+    "h",
+    "encoder",
+    "decoder",
+    "default",
+}
 
 
 def short_name(name: str) -> str:
@@ -48,6 +59,8 @@ def _matches(name: str, pattern: str) -> bool:
     if any(sign in pattern for sign in "*?"):
         return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(short_name(name), pattern)
     # A number stands for a block: "1.mlp" is not in "11.mlp".
-    return f".{pattern}." in f".{name}." or f".{pattern}." in f".{short_name(name)}." or (
-        not pattern[:1].isdigit() and pattern in name
+    return (
+        f".{pattern}." in f".{name}."
+        or f".{pattern}." in f".{short_name(name)}."
+        or (not pattern[:1].isdigit() and pattern in name)
     )

@@ -23,7 +23,7 @@ def norms_figure(
     """Return one panel per run, with a line per kind of layer (all blocks together), or per layer that is asked for.
 
     The norm of a kind is the root of the sum of the squares of its layers' norms. Norms are those before clipping where
-    the training log has the norm of all gradients at every step, else those after it.
+    the training logs have the norm of all gradients at every step, else those after it.
 
     Args:
         runs: all with gradient norms.
@@ -33,8 +33,11 @@ def norms_figure(
     Raises:
         ConfigError: a pattern matches no layer, or the patterns more than can be told apart.
     """
-    curves = [_curves(run, layers) for run in runs]
-    names = list(dict.fromkeys(name for of_run, _ in curves for name in of_run))
+    factors = [_unclipped(run) for run in runs]
+    all_before = all(factor is not None for factor in factors)
+    # One scale for all panels: they are compared.
+    curves = [_curves(run, layers, factor if all_before else None) for run, factor in zip(runs, factors, strict=True)]
+    names = list(dict.fromkeys(name for of_run in curves for name in of_run))
     if len(names) > MOST_LINES:
         raise ConfigError(f"--layers: {len(names)} layers match, {MOST_LINES} lines can be told apart: name fewer")
     columns = 1 if len(runs) == 1 or width < 5 else 2
@@ -45,17 +48,18 @@ def norms_figure(
     looks = {name: style.line(index) for index, name in enumerate(names)}
     room = width - 0.8
     handles: dict[str, Any] = {}
-    low, high = style.spread([norm for of_run, _ in curves for curve in of_run.values() for _, norm in curve])
-    for axes, run, (of_run, before) in zip(grid.flat, runs, curves, strict=False):
+    low, high = style.spread([norm for of_run in curves for curve in of_run.values() for _, norm in curve])
+    for axes, run, of_run in zip(grid.flat, runs, curves, strict=False):
         for name, points in of_run.items():
             steps, norms = zip(*points, strict=True)
             (handles[name],) = axes.plot(steps, norms, label=style.shortened(name, room), **looks[name])
         axes.set_yscale("log")
         axes.set_xlabel("step")
-        axes.set_ylabel("gradient norm" + ("" if before else " (after clipping)"))
+        if axes in grid[:, 0]:
+            axes.set_ylabel("gradient norm" + ("" if all_before else " (after clipping)"))
         axes.grid()
         if len(runs) > 1:
-            axes.set_title(style.shortened(run.label, width / columns - 0.6))
+            axes.set_title(style.shortened(run.label, width / columns - 0.6, style.USUAL))
     style.log_axis(grid[0, 0].yaxis, low, high)
     for axes in list(grid.flat)[len(runs) :]:
         axes.set_axis_off()
@@ -63,9 +67,10 @@ def norms_figure(
     return figure
 
 
-def _curves(run: RunRecord, layers: Sequence[str] | None) -> tuple[dict[str, list[tuple[int, float]]], bool]:
-    """Return (step, norm) of each kind or layer, and whether norms are those before clipping."""
-    factors = _unclipped(run)
+def _curves(
+    run: RunRecord, layers: Sequence[str] | None, factors: dict[int, float] | None
+) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, norm) of each kind or layer, multiplied by the factor of the step."""
     names = list(dict.fromkeys(name for line in run.norms for name in line["norms"]))
     wanted = set(names if layers is None else matching(names, layers, repr(str(run.folder))))
     called = {name: kind_of(name) if layers is None else short_name(name) for name in names if name in wanted}
@@ -79,7 +84,7 @@ def _curves(run: RunRecord, layers: Sequence[str] | None) -> tuple[dict[str, lis
         factor = 1.0 if factors is None else factors[line["step"]]
         for shown, square in squares.items():
             curves.setdefault(shown, []).append((line["step"], math.sqrt(square) * factor))
-    return curves, factors is not None
+    return curves
 
 
 def _unclipped(run: RunRecord) -> dict[int, float] | None:

@@ -37,7 +37,7 @@ def scales_figure(runs: Sequence[RunRecord], width: float = style.TEXT_WIDTH) ->
     norm = TwoSlopeNorm(0.0, -reach, reach)
     every = math.ceil(len(layers) * _ROW / panel - 1e-9)
     named = range(0, len(layers), max(1, every))
-    names = [style.shortened(short_name(layers[row]), 0.28 * width) for row in named]
+    names = [style.shortened(short_name(layers[row]), 0.34 * width) for row in named]
     image: Any = None
     for run, row, axes_row in zip(runs, tables, grid, strict=True):
         edges = _edges([line["step"] for line in run.scales])
@@ -48,14 +48,12 @@ def scales_figure(runs: Sequence[RunRecord], width: float = style.TEXT_WIDTH) ->
                 continue
             axes.set_facecolor(style.NEUTRAL)  # a cluster without elements
             # Rasterized: as vectors, a map of many layers is a large file with seams between its cells.
-            image = axes.pcolormesh(
-                edges, np.arange(len(layers) + 1), table, cmap="PuOr_r", norm=norm, rasterized=True
-            )
+            image = axes.pcolormesh(edges, np.arange(len(layers) + 1), table, cmap="PuOr_r", norm=norm, rasterized=True)
             axes.set_title(_cluster_name(cluster, own))
             axes.xaxis.set_major_locator(MaxNLocator(4 if width / clusters > 1.5 else 2, integer=True))
             axes.set_yticks([place + 0.5 for place in named], names)
         if len(runs) > 1:
-            axes_row[0].set_ylabel(style.shortened(run.label, panel))
+            axes_row[0].set_ylabel(style.shortened(run.label, panel, style.USUAL))
     grid[0, 0].invert_yaxis()  # the first layer on top; the axes share it
     bar = figure.colorbar(image, ax=grid, aspect=40, pad=0.02)
     ticks = [tick for tick in (-4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4) if abs(tick) <= reach]

@@ -101,9 +101,9 @@ def text_width(text: str, points: float = SMALLEST) -> float:
     return 0.62 * points / 72 * len(text)
 
 
-def shortened(text: str, inches: float) -> str:
+def shortened(text: str, inches: float, points: float = SMALLEST) -> str:
     """Return a text that fits, by taking from its middle."""
-    room = max(5, int(inches / text_width("x")))
+    room = max(5, int(inches / text_width("x", points)))
     return text if len(text) <= room else f"{text[: room // 2 - 1]}…{text[len(text) - (room - room // 2) :]}"
 
 
@@ -118,7 +118,7 @@ def log_axis(axis: Any, low: float, high: float, *, sparse: bool = False) -> Non
     """
     decades = math.log10(high / low)
     if decades < 1.5:
-        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if sparse else (1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if sparse and decades > 1 else (1.0, 2.0, 5.0)))
         axis.set_major_formatter(lambda value, _: f"{value:.3g}")
     else:
         axis.set_major_locator(LogLocator(numticks=4 if sparse else 8))

@@ -37,8 +37,10 @@ def heat_map_figure(axes: Sequence[Axis], results: Results, width: float = style
     listed = list(panels(axes))
     rows, columns = listed[0][1], listed[0][2]
     beside = min(_LONGEST, max(map(style.text_width, rows.values)))
-    across = max(1, min(len(listed), int((width - 0.8 - beside) / max(1.2, 0.45 * len(columns.values)))))
+    title = min(2.2, max(style.text_width(name, style.USUAL) for name, *_ in listed))
+    across = max(1, min(len(listed), int((width - 0.8 - beside) / max(title + 0.1, 0.45 * len(columns.values)))))
     down = math.ceil(len(listed) / across)
+    across = math.ceil(len(listed) / down)  # as even as that goes
     cell = (width - 0.9 - beside) / across / len(columns.values)
     tilted = max(map(style.text_width, columns.values)) > 0.9 * cell
     height = 0.75 + (0.5 if tilted else 0.0) + _CELL * len(rows.values)
@@ -59,14 +61,16 @@ def heat_map_figure(axes: Sequence[Axis], results: Results, width: float = style
                 text = _shown(loss, 0.9 * cell)
                 panel.text(x, y, text, ha="center", va="center", fontsize=style.SMALLEST, color="w" if dark else "k")
         turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
-        panel.set_xticks(range(len(columns.values)), [style.shortened(one, _LONGEST) for one in columns.values], **turned)
+        panel.set_xticks(
+            range(len(columns.values)), [style.shortened(one, _LONGEST) for one in columns.values], **turned
+        )
         panel.set_yticks(range(len(rows.values)), [style.shortened(one, _LONGEST) for one in rows.values])
-        panel.set_xlabel(columns.key)
-        panel.set_title(style.shortened(name, width / across - 0.4))
+        panel.set_title(style.shortened(name, max(title, width / across - 0.8 - beside), style.USUAL))
     for panel in list(grid.flat)[len(listed) :]:
         panel.set_axis_off()
     for panel in grid[:, 0]:
         panel.set_ylabel(rows.key)
+    figure.supxlabel(columns.key, fontsize=style.USUAL)
     figure.colorbar(image, ax=grid, label="validation loss\n(nats per token)", aspect=15 * down, pad=0.02)
     return figure
 

@@ -61,12 +61,13 @@ def read_report(folder: Path) -> tuple[list[Axis], Results]:
     report = read_json(path)
     try:
         axes = [Axis(key, tuple(values)) for key, values in report["axes"].items()]
-        results = {
-            tuple(cell[axis.key] for axis in axes): None if cell["status"] == "missing" else cell
-            for cell in report["cells"]
+        # By place: what a cell came to may stand under the key of an axis, such as seed.
+        results: Results = {
+            values: None if cell["status"] == "missing" else cell
+            for values, cell in zip(cells_of(axes), report["cells"], strict=True)
         }
-        whole = bool(axes) and set(results) == set(cells_of(axes))
-    except (TypeError, KeyError, AttributeError):
+        whole = bool(axes) and bool(results)
+    except (TypeError, KeyError, AttributeError, ValueError):
         whole = False
     if not whole:
         raise ConfigError(f"{str(path)!r} is damaged: it is no report of a sweep, or its end is missing")

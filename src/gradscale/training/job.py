@@ -23,7 +23,6 @@ from gradscale.training.output_folder import (
 from gradscale.training.settings import Settings, resume_command, training_arguments
 from gradscale.training.summary import format_scales, format_summary
 
-
 # Keys that change nothing in what is trained.
 _NO_MATTER = ("overwrite_output_dir", "plot", "log_gradient_norms")
 

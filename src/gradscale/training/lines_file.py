@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines, one for each step that was logged; a last line that a killed run left half-written is dropped."""
+    """Return the lines, one for each step that was logged; one that a killed run left half-written is dropped."""
     if not path.is_file():
         return []
     rows = []

@@ -10,8 +10,8 @@ from typing import Any
 
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json
-from gradscale.training.output_folder import NORMS, RUN, SCALES, STATE, SUMMARY, find_checkpoints
 from gradscale.training.lines_file import read_lines
+from gradscale.training.output_folder import NORMS, RUN, SCALES, STATE, SUMMARY, find_checkpoints
 
 Curve = list[tuple[int, float]]
 

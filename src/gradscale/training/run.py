@@ -16,10 +16,10 @@ from gradscale.training.datasets import Blocks
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json, write_json
 from gradscale.training.interrupt import Interrupt
+from gradscale.training.lines_file import read_lines
 from gradscale.training.model import build_model
 from gradscale.training.output_folder import RUN, SCALES
 from gradscale.training.scale_log import ScaleLog
-from gradscale.training.lines_file import read_lines
 from gradscale.training.timing import StepTimer, inner_optimizer, state_bytes
 
 Result = dict[str, Any]

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gradscale.training.files import finite, write_text
-from gradscale.training.output_folder import SCALES
 from gradscale.training.lines_file import read_lines
+from gradscale.training.output_folder import SCALES
 from gradscale.training.timing import inner_optimizer
 
 
