@@ -13,6 +13,8 @@ import torch
 import gradscale
 from gradscale.plots.checkpoint import Checkpoint, NoClusters, OtherOptimizer
 from gradscale.training.errors import ConfigError
+from tests.adapter.named_bases import Model
+from tests.adapter.named_bases import named as named_base
 from tests.plots.checkpoints import save, trained
 
 OPTIONS = {"lr": 1e-2, "recluster_interval": 3}
@@ -184,3 +186,28 @@ def test_folders_without_a_readable_optimizer_are_refused_with_the_reason(tmp_pa
     (folder / "global_step6").mkdir()
     with pytest.raises(NoClusters, match=r"FSDP or DeepSpeed \(global_step6\)"):
         Checkpoint(folder)
+
+
+def test_states_of_other_libraries_are_read_as_numbers(tmp_path):
+    def stepped(name):
+        torch.manual_seed(0)
+        model = Model()
+        optimizer = named_base(name, model, recluster_interval=2)
+        sums = torch.zeros_like(model.up.weight)
+        for _ in range(4):
+            for param in model.parameters():
+                param.grad = torch.randn_like(param) * torch.rand_like(param) ** 3
+            sums.mul_(0.9).add_(model.up.weight.grad, alpha=0.1)
+            optimizer.step()
+        return Checkpoint(save(optimizer, tmp_path / name, step=4)), sums.flatten()
+
+    for name in ("sgg_adamw_8bit", "sgg_adamw_torch_8bit"):  # which keep codes of 8 bits
+        checkpoint, momentum = stepped(name)
+        layer = checkpoint.read("up.weight")
+        assert layer.divisor is None
+        assert (layer.momentum - momentum).abs().max() < 0.03 * momentum.abs().max()
+    muon, _ = stepped("sgg_muon")
+    assert muon.read("up.weight").divisor is None  # not every second moment is Adam's
+    apollo, _ = stepped("sgg_apollo_adamw")
+    with pytest.raises(ConfigError, match="kept_momentum=mean"):
+        apollo.read("up.weight")

@@ -25,6 +25,7 @@ OPTIMIZER = "optimizer.pt"
 _SHARDED = ("optimizer.bin", "optimizer_*", "global_step*", "pytorch_model_fsdp*")
 # What optimizers call a momentum. That of the adapter comes first: it keeps one where its base has none.
 _MOMENTA = ("momentum", "exp_avg", "momentum_buffer", "state1", "m")
+_BITSANDBYTES = "__bnb_optimizer_quant_state__"
 _SECOND = ("max_exp_avg_sq", "exp_avg_sq")
 
 
@@ -79,7 +80,7 @@ class Checkpoint:
         trainer = read_json(folder / STATE)
         self.step: int | None = trainer.get("global_step") if isinstance(trainer, dict) else None
         groups = {key: group for group in saved["param_groups"] for key in group["params"]}
-        states = {key: saved["state"].get(key, {}) for key in groups}
+        states = {key: _flat(saved["state"].get(key, {})) for key in groups}
         self._prefix = "sgg_" if any("sgg_scales" in state for state in states.values()) else ""
         scaled = {key: state for key, state in states.items() if f"{self._prefix}scales" in state}
         if not scaled:
@@ -152,7 +153,8 @@ class Checkpoint:
                 return found
         raise ConfigError(
             f"{str(self.folder)!r} holds no momentum of {name} (its state has {', '.join(map(str, state))}): without "
-            "one the gradient was grouped, which no checkpoint keeps. SGD has one with momentum=0.9"
+            "one the gradient was grouped, which no checkpoint keeps. sgg_sgd has one with momentum=0.9, and adapters "
+            "keep one with kept_momentum=mean"
         )
 
     def _labels(self, state: Mapping[str, Any], momentum: Tensor, boundaries: Tensor, absolute: bool) -> Tensor:
@@ -196,6 +198,11 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a parameter's state with that of bitsandbytes, which saves its own one level below, beside the rest."""
+    return {**state, **state.get(_BITSANDBYTES, {})}
+
+
 def _shape(state: Mapping[str, Any]) -> torch.Size | None:
     """Return the shape of the parameter, as far as its state tells."""
     for key in ("labels", "sgg_labels", "exp_avg", "momentum_buffer", "sgg_momentum"):
@@ -206,8 +213,10 @@ def _shape(state: Mapping[str, Any]) -> torch.Size | None:
 
 def _divisor(state: Mapping[str, Any], group: Mapping[str, Any], numel: int) -> Tensor | None:
     second = next((state[key] for key in _SECOND if isinstance(state.get(key), Tensor)), None)
-    if second is None or second.numel() != numel or "betas" not in group or is_quantized(state, "exp_avg_sq"):
+    if second is None or second.numel() != numel or is_quantized(state, "exp_avg_sq"):
         return None
+    if "betas" not in group or "step" not in state or not isinstance(group.get("eps"), float):
+        return None  # another rule than Adam's
     correction = 1 - float(group["betas"][1]) ** float(state["step"])
     second = second.float().flatten()
     # An element that has had no gradient yet, such as those of a token that was not seen, has no rate to speak of.
