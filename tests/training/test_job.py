@@ -217,8 +217,9 @@ def test_a_run_that_diverges_says_so(settings, write, tmp_path, capsys):
 
 
 def test_without_matplotlib(settings, write, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "gradscale.plots.style", raising=False)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "gradscale.plots.draw", raising=False)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main([write(settings | {"plot": True, "max_steps": 2})]) == 0
     assert capsys.readouterr().err.count("no plot: matplotlib is not installed (pip install 'gradscale[plot]')") == 1
 

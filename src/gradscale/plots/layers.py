@@ -48,7 +48,8 @@ def matching(names: Sequence[str], patterns: Sequence[str], where: str) -> list[
     for pattern in patterns:
         here = [name for name in names if _matches(name, pattern)]
         if not here:
-            close = nearest(pattern, [*names, *map(short_name, names), *map(kind_of, names)])
+            parts = [part for name in names for part in name.split(".")]
+            close = nearest(pattern, [*names, *map(short_name, names), *map(kind_of, names), *parts])
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise ConfigError(f"--layers {pattern}: no such layer in {where}{close} (it has {len(names)}: {shown})")
         found |= dict.fromkeys(here)
