@@ -60,6 +60,7 @@ def _sweeps(study: Study, results: Results) -> Figure:
                 **style.line(index),
             )
     axes.set_xscale("log")
+    style.log_axis(axes.xaxis, *style.spread([rate for arm in study.arms.values() for rate in arm.learning_rates]))
     axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss (nats per token)")
     style.legend_below(figure, axes.get_legend_handles_labels()[0], style.TEXT_WIDTH)
@@ -81,6 +82,7 @@ def _scales(arm: str, result: Any) -> Figure:
         look = style.line(named.index(name)) if name in named else {"color": style.NEUTRAL, "linewidth": 0.8}
         axes.plot(*zip(*points, strict=True), label=short_name(name) if name in named else None, **look)
     axes.set_yscale("log")
+    style.log_axis(axes.yaxis, *style.spread([scale for points in series.values() for _, scale in points]))
     axes.set_xlabel("step")
     axes.set_ylabel("mean scale of the layer")
     axes.set_title(arm)
