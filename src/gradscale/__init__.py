@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gradscale.amp.grad_scaler import GradScaler as GradScaler
     from gradscale.control import ALSDGC as ALSDGC
     from gradscale.integrations.alsdgc_callback import ALSDGCCallback as ALSDGCCallback
+    from gradscale.integrations.gradient_norms import GradientNormCallback as GradientNormCallback
     from gradscale.optim.dgs import DGSLARS as DGSLARS
     from gradscale.optim.dgs import DGSSGD as DGSSGD
     from gradscale.optim.dgs import DGSAdam as DGSAdam
@@ -40,6 +41,7 @@ _PUBLIC = {
     "DGSLARS": "gradscale.optim.dgs",
     "DGSSGD": "gradscale.optim.dgs",
     "GradScaler": "gradscale.amp.grad_scaler",
+    "GradientNormCallback": "gradscale.integrations.gradient_norms",
     "GroupingReport": "gradscale.optim.report",
     "LayerReport": "gradscale.optim.report",
     "OptionError": "gradscale.options",
@@ -60,6 +62,7 @@ __all__ = [  # noqa: F822
     "DGSLARS",
     "DGSSGD",
     "GradScaler",
+    "GradientNormCallback",
     "GroupingReport",
     "LayerReport",
     "OptionError",

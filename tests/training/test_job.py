@@ -44,6 +44,7 @@ def test_two_optimizers_on_the_same_data(settings, write, capsys, tmp_path):
         "eval_steps": 4,
         "logging_steps": 1,
         "report_to": "tensorboard",
+        "log_gradient_norms": True,
         "plot": True,
     }
     assert main([write(settings | more)]) == 0
@@ -85,8 +86,10 @@ def test_two_optimizers_on_the_same_data(settings, write, capsys, tmp_path):
     assert len(tagged) == 1
     assert len(EventAccumulator(str(events.parent)).Reload().Scalars(tagged[0])) == 4
 
-    for name in ("loss.png", "loss.svg", "scales.png", "scales.svg"):
+    for name in ("loss.png", "loss.svg", "scales.png", "scales.svg", "norms.png", "norms.svg"):
         assert (folder / name).stat().st_size > 10_000
+    norms = read_lines(folder / "adamw_torch" / "gradient_norms.jsonl")
+    assert [line["step"] for line in norms] == list(range(1, 9)) and "lm_head.weight" in norms[0]["norms"]
 
     # What is left is a model that works, with its tokenizer.
     model = AutoModelForCausalLM.from_pretrained(folder / "sgg_adamw")
@@ -96,7 +99,8 @@ def test_two_optimizers_on_the_same_data(settings, write, capsys, tmp_path):
     # The folder is in use now; resuming it finds nothing left to do.
     assert main([write(settings | more)]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert main([write(settings | more), "--resume_from_checkpoint", "last"]) == 0
+    # Logging changes nothing in what is trained.
+    assert main([write(settings | more), "--resume_from_checkpoint", "last", "--no_log_gradient_norms"]) == 0
     out = capsys.readouterr().out
     assert "training into" not in out and "training from" not in out and f"{sgg['perplexity']:.3f}" in out
     assert main([write(settings | more), "--overwrite_output_dir", "--max_steps", "2", "--compare_optim", "sgd"]) == 0
@@ -217,8 +221,9 @@ def test_a_run_that_diverges_says_so(settings, write, tmp_path, capsys):
 
 
 def test_without_matplotlib(settings, write, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "gradscale.training.plots", raising=False)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "gradscale.plots.draw", raising=False)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main([write(settings | {"plot": True, "max_steps": 2})]) == 0
     assert capsys.readouterr().err.count("no plot: matplotlib is not installed (pip install 'gradscale[plot]')") == 1
 

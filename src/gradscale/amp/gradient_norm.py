@@ -94,8 +94,10 @@ class GradientNorm:
         device = members[0][1].device
         dtype = torch.float32 if device.type == "mps" else torch.float64
         sums = torch.zeros(len(self._buckets), dtype=dtype, device=device)
-        for index in range(len(self._buckets)):
-            mine = [param for bucket, param in members if bucket == index]
+        buckets: dict[int, list[Tensor]] = {}
+        for index, param in members:
+            buckets.setdefault(index, []).append(param)
+        for index, mine in buckets.items():
             for tensors in _alike(gradients(mine)).values():
                 values = [tensor.coalesce()._values() if tensor.is_sparse else tensor for tensor in tensors]
                 values = [value for value in values if value.numel()]

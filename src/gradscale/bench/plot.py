@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no window: measurements run on machines without a display
-
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the common kinds of colour blindness keep apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from gradscale.plots.style import COLOURS
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -32,7 +27,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
             [value["q3"] - value["median"] for value in values],
         ]
         places = [place + (index - (len(labels) - 1) / 2) * width for place in range(len(results))]
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         bars = axes.bar(places, heights, 0.9 * width, yerr=spread, capsize=3, color=colour, label=label)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.axhline(1, color="0.4", linewidth=1, linestyle="--")

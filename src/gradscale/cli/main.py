@@ -24,7 +24,7 @@ usage: gradscale <command> [...]
   run     run a script, module or command with gradscale's optimizers known to transformers
   train   pre-train or fine-tune a causal language model from a YAML file
   sweep   train a recipe over a grid of settings: a table and a heat map of the losses
-  plot    draw loss and scales of finished runs
+  plot    draw loss, scales, clusters and gradient norms of runs, and the heat map of a sweep
   doctor  tell engine, sharding, scaled layers, memory and what is not supported before a run starts
   bench   measure steps, memory, clipping and loss scales beside others'
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradscale.sweep.grid import Axis, Values
-from gradscale.training.files import write_json, write_text
+from gradscale.sweep.grid import Axis, Values, cells_of
+from gradscale.training.errors import ConfigError
+from gradscale.training.files import read_json, write_json, write_text
 
+REPORT = "sweep.json"
 Results = Mapping[Values, dict[str, Any] | None]
 _KEPT = ("status", "validation_loss", "train_loss", "global_step", "wall_seconds", "optim", "seed")
 
@@ -34,7 +36,7 @@ def write_report(output_dir: Path, axes: Sequence[Axis], results: Results) -> li
         }
         for values, result in results.items()
     ]
-    written = [output_dir / "sweep.json", output_dir / "sweep.md"]
+    written = [output_dir / REPORT, output_dir / "sweep.md"]
     write_json(written[0], {"axes": {axis.key: list(axis.values) for axis in axes}, "cells": cells})
     text = table(axes, results)
     write_text(written[1], text)
@@ -45,6 +47,31 @@ def write_report(output_dir: Path, axes: Sequence[Axis], results: Results) -> li
         print("no heat map: pip install 'gradscale[plot]'")
         return written
     return [*written, *draw(axes, results, output_dir)]
+
+
+def read_report(folder: Path) -> tuple[list[Axis], Results]:
+    """Return the axes and the results of a sweep that has been reported.
+
+    Raises:
+        ConfigError: its cells have not been reported yet, or the report is damaged.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise ConfigError(f"the sweep in {str(folder)!r} has not ended ({REPORT} is missing): start it again")
+    report = read_json(path)
+    try:
+        axes = [Axis(key, tuple(values)) for key, values in report["axes"].items()]
+        # By place: what a cell came to may stand under the key of an axis, such as seed.
+        results: Results = {
+            values: None if cell["status"] == "missing" else cell
+            for values, cell in zip(cells_of(axes), report["cells"], strict=True)
+        }
+        whole = bool(axes) and bool(results)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"{str(path)!r} is damaged: it is no report of a sweep, or its end is missing")
+    return axes, results
 
 
 def panels(axes: Sequence[Axis]) -> Iterator[tuple[str, Axis, Axis, Values]]:

@@ -59,7 +59,8 @@ class TrainArguments:
         None, "Run", "other --optim names to run after it on the same data, seed, initial weights and schedule"
     )
     overwrite_output_dir: bool = _key(False, "Run", "delete the earlier run in output_dir instead of refusing to start")
-    plot: bool = _key(True, "Run", "draw the loss and the scales at the end (needs matplotlib)")
+    log_gradient_norms: bool = _key(False, "Run", "write each layer's gradient norm at logging steps")
+    plot: bool = _key(True, "Run", "draw loss, scales and gradient norms at the end (needs matplotlib)")
 
     def __post_init__(self) -> None:
         """Check what can be checked without files.

@@ -23,6 +23,9 @@ from gradscale.training.output_folder import (
 from gradscale.training.settings import Settings, resume_command, training_arguments
 from gradscale.training.summary import format_scales, format_summary
 
+# Keys that change nothing in what is trained.
+_NO_MATTER = ("overwrite_output_dir", "plot", "log_gradient_norms")
+
 
 def run_job(settings: Settings) -> int:
     """Run what the settings ask for and return the exit code: 0, or 128 plus the signal that stopped it.
@@ -45,6 +48,8 @@ def run_job(settings: Settings) -> int:
     # All of them now: an error in the second run's options must not wait for the end of the first.
     trainer_arguments = {name: training_arguments(settings, name, folder) for name, folder in folders.items()}
     main = trainer_arguments[settings.optimizers[0]]
+    if arguments.log_gradient_norms:
+        _check_engine(main)
     is_main_process = main.process_index == 0
 
     with main.main_process_first(local=True, desc="tokenizer and data"):
@@ -84,6 +89,15 @@ def run_job(settings: Settings) -> int:
     return 0
 
 
+def _check_engine(trainer_arguments: Any) -> None:
+    from gradscale.integrations.gradient_norms import refuse_deepspeed
+
+    try:
+        refuse_deepspeed(trainer_arguments)
+    except ValueError as error:
+        raise ConfigError(f"log_gradient_norms: {error}") from None
+
+
 def _run(
     settings: Settings, name: str, trainer_arguments: Any, blocks: Blocks, tokenizer: Any, checkpoint: Path | None
 ) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def _run(
 
 def _fingerprint(settings: Settings) -> dict[str, Any]:
     """Return what makes two runs the same, as JSON holds it."""
-    ours = {name: value for name, value in vars(settings.train).items() if name not in ("overwrite_output_dir", "plot")}
+    ours = {name: value for name, value in vars(settings.train).items() if name not in _NO_MATTER}
     theirs = {
         name: value for name, value in settings.trainer.items() if name not in ("output_dir", "dataloader_pin_memory")
     }
@@ -142,10 +156,10 @@ def _how_to_resume(settings: Settings, folder: Path, step: int) -> str:
 def _plot(output_dir: Path) -> None:
     """Draw, or say in one line why not: the results are there without the picture."""
     try:
-        from gradscale.training.plots import draw
+        from gradscale.plots.draw import draw
     except ImportError:
         print("no plot: matplotlib is not installed (pip install 'gradscale[plot]')", file=sys.stderr)
         return
     with contextlib.suppress(ConfigError, DataError):
-        for path in draw([output_dir], output_dir):
+        for path in draw([output_dir], output_dir, ("loss", "scales", "norms")).files:
             print(f"plot: {path}")

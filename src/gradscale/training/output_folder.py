@@ -13,8 +13,9 @@ from gradscale.training.files import read_json
 RUN = "run.json"  # one run: settings, status and results
 SUMMARY = "summary.json"  # one command: all its runs
 SCALES = "scales.jsonl"
+NORMS = "gradient_norms.jsonl"
 STATE = "trainer_state.json"
-PLOTS = ("loss.png", "loss.svg", "scales.png", "scales.svg")
+PLOTS = tuple(f"{name}.{kind}" for name in ("loss", "scales", "norms", "clusters") for kind in ("png", "svg"))
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # What a run writes, and hence may delete: nothing else in the folder is ours.
@@ -22,6 +23,7 @@ _FILES: tuple[str, ...] = (
     RUN,
     SUMMARY,
     SCALES,
+    NORMS,
     STATE,
     "training_args.bin",
     "config.json",

@@ -10,15 +10,16 @@ from typing import Any
 
 from transformers import Trainer, default_data_collator, set_seed
 
+from gradscale.integrations.gradient_norms import GradientNormCallback
 from gradscale.training.arguments import TrainArguments
 from gradscale.training.datasets import Blocks
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json, write_json
 from gradscale.training.interrupt import Interrupt
+from gradscale.training.lines_file import read_lines
 from gradscale.training.model import build_model
 from gradscale.training.output_folder import RUN, SCALES
 from gradscale.training.scale_log import ScaleLog
-from gradscale.training.scales_file import read_scales
 from gradscale.training.timing import StepTimer, inner_optimizer, state_bytes
 
 Result = dict[str, Any]
@@ -58,6 +59,7 @@ def train(
     # Before an engine shards them.
     sizes = {name: (_numel(param), param.requires_grad) for name, param in model.named_parameters()}
     timer = StepTimer()
+    norms = [GradientNormCallback()] if arguments.log_gradient_norms else []
     try:
         trainer: Any = Trainer(
             model=model,
@@ -66,7 +68,7 @@ def train(
             eval_dataset=blocks.validation,
             data_collator=default_data_collator,
             processing_class=tokenizer,
-            callbacks=[timer, ScaleLog(folder), interrupt],
+            callbacks=[timer, ScaleLog(folder), interrupt, *norms],
         )
         # Made for its errors alone: FSDP1 wants the optimizer made after the model is wrapped, which the Trainer does.
         trainer.create_optimizer()
@@ -92,7 +94,7 @@ def train(
     result["wall_seconds"] = earlier + time.monotonic() - began
     if trainer.is_world_process_zero():
         trainer.save_state()
-        rows = read_scales(folder / SCALES)
+        rows = read_lines(folder / SCALES)
         result["scales"] = rows[-1] if rows else None
         write_json(folder / RUN, result)
     if interrupt.signal is None and state.global_step > 0:

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gradscale.training.files import finite, write_text
+from gradscale.training.lines_file import read_lines
 from gradscale.training.output_folder import SCALES
-from gradscale.training.scales_file import read_scales
 from gradscale.training.timing import inner_optimizer
 
 
@@ -30,7 +30,7 @@ class ScaleLog(TrainerCallback):
         """Drop the groupings of steps that this run will take (again)."""
         if not state.is_world_process_zero:
             return
-        kept = [row for row in read_scales(self.path) if row["step"] <= state.global_step]
+        kept = [row for row in read_lines(self.path) if row["step"] <= state.global_step]
         if kept:
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         else:

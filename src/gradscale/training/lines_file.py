@@ -1,4 +1,4 @@
-"""Reading `scales.jsonl`, without the libraries that writing it needs."""
+"""Reading `scales.jsonl` and `gradient_norms.jsonl`, without the libraries that writing them needs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 
-def read_scales(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `scales.jsonl`; a last line that a killed run left half-written is dropped."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines, one for each step that was logged; one that a killed run left half-written is dropped."""
     if not path.is_file():
         return []
     rows = []
