@@ -35,5 +35,5 @@ def test_of_many_optimizers_the_baseline_and_the_lowest_are_named_and_all_are_dr
     for path in (tmp_path / "curves.svg", tmp_path / "learning_rates.svg"):
         (axes,) = figures[path].axes
         assert len(axes.get_lines()) == count
-        labels = [text.get_text().split(",")[0] for text in axes.get_legend().get_texts()]
+        labels = [text.get_text().split(",")[0] for text in figures[path].legends[0].get_texts()]
         assert labels == ["adamw", *reversed(names[1:])][:named]

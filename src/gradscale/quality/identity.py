@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradscale.presets import PRESETS, expanded, takes_presets
 from gradscale.quality.study import Study
 from gradscale.registry import REGISTRY
+from gradscale.training.arguments import TrainArguments
 
 if TYPE_CHECKING:
     from gradscale.quality.cell import Cell
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 _VERSION = 1  # of what a cell computes: a change that changes results needs another
 # Keys that studies have got since then: cells from before are those of a study that does not give them.
 _LATER = ("unscaled", "lora", "rest")
+# Likewise of `gradscale train`, whose model and data studies take: these it had from the beginning.
+_FIRST_OF_TASK = frozenset(
+    "model_name_or_path model_config dtype tokenizer_name_or_path vocab_size corpus dataset_name dataset_config_name "
+    "train_files validation_files validation_fraction text_column block_size max_train_tokens max_eval_tokens "
+    "compare_optim overwrite_output_dir plot".split()
+)
 # What options of SGG that are not given meant then. Where a default is another one now, cells are asked for with it.
 _FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
@@ -54,11 +61,17 @@ def asked(study: Study, cell: Cell) -> Any:
         del described["schedule"]["micro_batch_size"]
     values = {
         "version": _VERSION,
-        "task": dataclasses.asdict(study.task),
+        "task": _task(study.task),
         "arm": described,
         "cell": dataclasses.asdict(cell),
     }
     return json.loads(json.dumps(values))
+
+
+def _task(task: TrainArguments) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in dataclasses.fields(task)}
+    described = dataclasses.asdict(task)
+    return {key: value for key, value in described.items() if key in _FIRST_OF_TASK or value != defaults[key]}
 
 
 def _meant(optim: str, options: Mapping[str, Any]) -> dict[str, Any]:
