@@ -230,10 +230,13 @@ def test_heat_maps_have_a_number_or_a_word_in_every_cell(width):
     long = Axis("optim_args", ("n_clusters=2,recluster_interval=0.05", "n_clusters=3,recluster_interval=0.05"))
     check_readable(heat_map([rates, long], width))
     figure = heat_map(
-        [Axis("lr", ("1e-4", "1e-3")), batches, Axis("optim", ("a", "b")), Axis("seed", ("1", "2"))], width
+        [Axis("lr", ("1e-4", "1e-3")), batches, Axis("optim", ("sgg_adamw", "adamw_torch")), Axis("seed", ("1", "2"))],
+        width,
     )
     panels = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in panels][:2] == ["optim=a, seed=1", "optim=a, seed=2"] and len(panels) == 4
+    assert [axes.get_title() for axes in panels][:2] == ["optim=sgg_adamw, seed=1", "optim=sgg_adamw, seed=2"] and len(
+        panels
+    ) == 4
     check_readable(figure)
 
 

@@ -19,9 +19,8 @@ from gradscale.plots.names import parameter_names
 from gradscale.scalers.sgg import assign_labels
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json
-from gradscale.training.output_folder import STATE
+from gradscale.training.output_folder import OPTIMIZER, STATE
 
-OPTIMIZER = "optimizer.pt"
 _SHARDED = ("optimizer.bin", "optimizer_*", "global_step*", "pytorch_model_fsdp*")
 # What optimizers call a momentum. That of the adapter comes first: it keeps one where its base has none.
 _MOMENTA = ("momentum", "exp_avg", "momentum_buffer", "state1", "m")

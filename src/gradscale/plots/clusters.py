@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,8 +16,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from gradscale.plots import style
-from gradscale.plots.checkpoint import ClusterLayer
 from gradscale.plots.layers import short_name
+
+if TYPE_CHECKING:
+    from gradscale.plots.checkpoint import ClusterLayer
 
 _BINS = 60
 _ROW = 1.25  # inches

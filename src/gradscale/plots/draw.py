@@ -10,7 +10,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gradscale.plots import style
-from gradscale.plots.checkpoint import OPTIMIZER, Checkpoint, NoClusters, OtherOptimizer
 from gradscale.plots.clusters import MOST_LAYERS, chosen, clusters_figure
 from gradscale.plots.folders import Source, look_into
 from gradscale.plots.layers import matching, short_name
@@ -20,7 +19,7 @@ from gradscale.plots.scales import scales_figure
 from gradscale.sweep.heat_map import heat_map_figure
 from gradscale.sweep.report import REPORT, read_report
 from gradscale.training.errors import ConfigError
-from gradscale.training.output_folder import NORMS, SCALES, STATE
+from gradscale.training.output_folder import NORMS, OPTIMIZER, SCALES, STATE
 from gradscale.training.records import RunRecord
 
 PICTURES = ("loss", "scales", "clusters", "norms", "heatmap")
@@ -124,6 +123,11 @@ def _add_clusters(
     required: bool,
 ) -> None:
     """Add a figure per checkpoint that has clusters. Of the runs of one folder, some may be of other optimizers."""
+    if not any(source.checkpoints for source in sources):
+        return
+    # Here, not above: the other pictures are drawn without loading torch.
+    from gradscale.plots.checkpoint import Checkpoint, NoClusters, OtherOptimizer
+
     found: list[tuple[str, Checkpoint]] = []
     for source in sources:
         refused: list[NoClusters] = []

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradscale.plots.checkpoint import OPTIMIZER
 from gradscale.sweep.report import REPORT
 from gradscale.sweep.sweep import CELLS
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json
-from gradscale.training.output_folder import RUN, find_checkpoints
+from gradscale.training.output_folder import OPTIMIZER, RUN, find_checkpoints
 from gradscale.training.records import RunRecord, read_runs
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradscale.plots import style
 from gradscale.training.records import RunRecord
@@ -40,6 +41,7 @@ def loss_figure(runs: Sequence[RunRecord], width: float = style.TEXT_WIDTH) -> F
         axes.set_yscale("log")  # a run that diverges would flatten all others
         style.log_axis(axes.yaxis, finite[0], finite[-1])
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_ylabel("loss (nats per token)")
     axes.grid()
     style.legend_below(figure, axes.get_legend_handles_labels()[0], width)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradscale.plots import style
 from gradscale.plots.layers import kind_of, matching, short_name
@@ -55,6 +56,7 @@ def norms_figure(
             (handles[name],) = axes.plot(steps, norms, label=style.shortened(name, room), **looks[name])
         axes.set_yscale("log")
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         if axes in grid[:, 0]:
             axes.set_ylabel("gradient norm" + ("" if all_before else " (after clipping)"))
         axes.grid()

@@ -15,6 +15,7 @@ SUMMARY = "summary.json"  # one command: all its runs
 SCALES = "scales.jsonl"
 NORMS = "gradient_norms.jsonl"
 STATE = "trainer_state.json"
+OPTIMIZER = "optimizer.pt"  # in a checkpoint of one process or of DDP
 PLOTS = tuple(f"{name}.{kind}" for name in ("loss", "scales", "norms", "clusters") for kind in ("png", "svg"))
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
