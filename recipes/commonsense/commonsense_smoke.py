@@ -53,6 +53,7 @@ def model(size):
     """The model that a fine-tuning starts from."""
     torch.manual_seed(0)
     config = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"initializer_range": 0.2}
     return LlamaForCausalLM(LlamaConfig(vocab_size=size, bos_token_id=1, eos_token_id=2, **config))
 
 
