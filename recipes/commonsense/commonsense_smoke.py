@@ -1,6 +1,6 @@
 """A tiny Llama and generated questions, in the format and the folders of the real ones.
 
-The answer can be learned: it is the candidate that the question names.
+The answer can be learned: it is the candidate that the question names, again and again.
 """
 
 import json
@@ -20,15 +20,18 @@ CANDIDATES = {
     **{name: [f"answer{n}" for n in (1, 2, 3, 4)] for name in ("ARC-Easy", "ARC-Challenge", "openbookqa")},
 }
 ARGUMENTS = [
-    *("--use_cpu", "--bf16", "false", "--dtype", "float32", "--max_steps", "24", "--logging_steps", "1"),
+    *("--use_cpu", "--bf16", "false", "--dtype", "float32", "--max_steps", "60", "--logging_steps", "1"),
     *("--learning_rate", "2e-2", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"),
     *("--optim_args", "n_clusters=2,recluster_interval=0.25,scale_decay=0.99,scale_bounds=[0.1,10]"),
-    *("--max_new_tokens", "8", "--output_dir", "runs/commonsense-smoke", "--report_to", "none"),
+    *("--max_new_tokens", "8", "--warmup_steps", "0", "--output_dir", "runs/commonsense-smoke", "--report_to", "none"),
 ]
 
 
 def arguments(folder, prompt):
-    """Write model and data to `folder`; return the command line that takes them. `prompt` makes the text of a question."""
+    """Write model and data to `folder`; return the command line that takes them.
+
+    `prompt` makes the text before an answer from an instruction.
+    """
     train = [row for name in CANDIDATES for row in rows(name, 16, seed=0)]
     (folder / "train.json").write_text(json.dumps(train))
     for name in CANDIDATES:
@@ -62,6 +65,6 @@ def rows(name, count, seed):
     rng = random.Random(f"{name} {seed}")
     for _ in range(count):
         answer = rng.choice(CANDIDATES[name])
-        question = f"Please choose {answer} for {rng.choice(['cats', 'dogs', 'birds'])} ."
+        question = f"Please choose {' '.join([answer] * 6)} for {rng.choice(['cats', 'dogs', 'birds'])} ."
         instruction = f"{question}\n\nAnswer format: {'/'.join(CANDIDATES[name])}"
         yield {"instruction": instruction, "input": "", "output": f"the correct answer is {answer}", "answer": answer}

@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 2 recipes/commonsense/train.py --config recipes/commonsense/dora.yaml ...
     python recipes/commonsense/train.py --config recipes/commonsense/lora.yaml --smoke      # seconds, no network
 
-The data are those of LLM-Adapters (github.com/AGI-Edgerunners/LLM-Adapters): `ft-training_set/commonsense_170k.json`, and
-the folder `dataset` with a `test.json` in a folder for each set.
+The data are those of LLM-Adapters (github.com/AGI-Edgerunners/LLM-Adapters): `ft-training_set/commonsense_170k.json`,
+and the folder `dataset` with a `test.json` in a folder for each set. Evaluation runs on one process, or under DDP.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A tiny Qwen2 and generated preferences in the format of ultrafeedback_binarized: two conversations that begin alike."""
+"""A tiny Qwen2 and generated preferences in the format of ultrafeedback_binarized: conversations that begin alike."""
 
 import json
 import random
@@ -10,7 +10,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
-WORDS = [*SPECIAL, *"user assistant good bad the a cat dog bird sees hears likes big small old red green blue .".split()]
+WORDS = [
+    *SPECIAL,
+    *"user assistant good bad the a cat dog bird sees hears likes big small old red green blue .".split(),
+]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"

@@ -54,11 +54,15 @@ class GlueArguments(TrainingArguments):
     """Options of this script, beside those of the Trainer, PEFT and the model."""
 
     tasks: list[str] = field(default_factory=lambda: list(TASKS), metadata={"help": "tasks of GLUE, one after another"})
-    task_settings: dict = field(default_factory=dict, metadata={"help": "in the YAML file: task, then option and value"})
+    task_settings: dict = field(
+        default_factory=dict, metadata={"help": "in the YAML file: task, then option and value"}
+    )
     learning_rate: float | None = field(default=None, metadata={"help": "in place of each task's own"})
     per_device_train_batch_size: int | None = field(default=None, metadata={"help": "in place of each task's own"})
     max_length: int = field(default=512, metadata={"help": "tokens of a row; what is longer is cut"})
-    train_file: str | None = field(default=None, metadata={"help": "JSON Lines in place of the hub; {task} is filled in"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "JSON Lines in place of the hub; {task} is filled in"}
+    )
     eval_file: str | None = field(default=None, metadata={"help": "likewise, for evaluation"})
     smoke: bool = field(default=False, metadata={"help": "a tiny model and generated rows, on a CPU"})
 
@@ -156,7 +160,9 @@ def main(argv=None):
             argv = [*glue_smoke.arguments(Path(folder), TASKS), *argv]
         args, model_args = TrlParser((GlueArguments, ModelConfig)).parse_args_and_config(argv)
         results = {name: run(name, args, model_args) for name in args.tasks}
-    average = {kind: sum(result[kind] for result in results.values()) / len(results) for kind in ("score", "best_score")}
+    average = {
+        kind: sum(result[kind] for result in results.values()) / len(results) for kind in ("score", "best_score")
+    }
     results = {"tasks": results, "average": average}
     if args.should_save:
         Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=1))

@@ -14,8 +14,8 @@ IGNORED = -100
 def read(path):
     """Rows of a JSON or JSON Lines file: `conversations`, and `image` where there is one.
 
-    Read whole and as they are: `id` is a number in some rows of llava_v1_5_mix665k.json and a text in others, which Arrow's
-    tables, and so `datasets`, refuse.
+    Read whole and as they are: `datasets` would refuse a file in which a field, as an `id`, is a number in some rows
+    and a text in others.
     """
     text = Path(path).read_text()
     rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
@@ -26,7 +26,7 @@ def read(path):
 
 @dataclass
 class Collator:
-    """Make a batch of rows: `input_ids`, `attention_mask`, `labels` [rows, tokens], `pixel_values` [pictures, 3, H, W]."""
+    """Makes a batch: `input_ids`, `attention_mask`, `labels` [rows, tokens]; `pixel_values` [pictures, 3, H, W]."""
 
     processor: Any
     image_folder: str

@@ -1,4 +1,4 @@
-"""A tiny LLaVA (CLIP's vision tower, a projector, Llama) and generated pictures in the format of llava_v1_5_mix665k.json.
+"""A tiny LLaVA (CLIP's vision tower, a projector, Llama) and generated pictures in LLaVA's format.
 
 The answer can be learned: it is the colour of the picture.
 """
@@ -29,7 +29,7 @@ ARGUMENTS = [
     *("--use_cpu", "--bf16", "false", "--dtype", "float32", "--max_steps", "20", "--logging_steps", "1"),
     *("--learning_rate", "1e-2", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"),
     *("--optim_args", "n_clusters=2,recluster_interval=0.25,scale_decay=0.99,scale_bounds=[0.1,10]"),
-    *("--system_prompt", "", "--max_new_tokens", "2", "--gradient_checkpointing", "false"),
+    *("--system_prompt", "A", "--max_new_tokens", "2"),
     *("--output_dir", "runs/llava-smoke", "--report_to", "none"),
 ]
 
@@ -78,5 +78,10 @@ def rows(folder, split, count, seed):
         else:
             row["image"] = f"{split}-{index}.png"
             Image.new("RGB", (SIZE, SIZE + 4 * (index % 3)), colour).save(folder / row["image"])
-            turns = [("human", "<image>\nWhat colour is this ?"), ("gpt", name), ("human", "And again ?"), ("gpt", name)]
+            turns = [
+                ("human", "<image>\nWhat colour is this ?"),
+                ("gpt", name),
+                ("human", "And again ?"),
+                ("gpt", name),
+            ]
         yield {**row, "conversations": [{"from": who, "value": text} for who, text in turns]}
