@@ -123,6 +123,7 @@ def run(name, args, model_args):
     tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path)
     model = AutoModelForSequenceClassification.from_pretrained(
         model_args.model_name_or_path,
+        dtype=model_args.dtype,
         num_labels=task.classes,
         problem_type="regression" if task.classes == 1 else "single_label_classification",
     )

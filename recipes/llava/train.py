@@ -50,23 +50,27 @@ def prepared(script, model_args):
     if adapter:
         # The adapter freezes everything else but for the projector, a copy of which is trained whole and saved.
         adapter.modules_to_save = ["multi_modal_projector"]
-        return get_peft_model(model, adapter)
-    model.requires_grad_(script.trained == "all")
-    model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(True)
+        model = get_peft_model(model, adapter)
+    else:
+        model.requires_grad_(script.trained == "all")
+        model.model.vision_tower.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(True)
+    for param in model.parameters():
+        if param.requires_grad:  # in bfloat16, steps as small as these would be rounded away
+            param.data = param.data.float()
     return model
 
 
 @torch.no_grad()
-def exact_matches(model, collator, rows, max_new_tokens):
+def exact_matches(model, collator, rows, max_new_tokens, bf16):
     """Share of rows whose first answer is written word for word; pictures only."""
     rows = [row for row in rows if row.get("image")]
     hits = 0
     for row in rows:
         batch, answer = collator.question(row)
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-        ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         text = collator.processor.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         hits += text.strip() == answer.strip()
     return hits / len(rows)
@@ -108,7 +112,7 @@ def run(script, args, model_args):
     if evaluation:
         results["metrics"] = trainer.evaluate()
         model.eval()
-        results["exact_match"] = exact_matches(model, collator, evaluation, script.max_new_tokens)
+        results["exact_match"] = exact_matches(model, collator, evaluation, script.max_new_tokens, args.bf16)
     if args.should_save:
         Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=1))
         print({name: value for name, value in results.items() if name != "losses"})

@@ -6,9 +6,11 @@ YAML file or a data file; that saves an adapter nobody can load; and against set
 
 import json
 import math
+import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, TrainingArguments
@@ -197,6 +199,37 @@ def test_llava_has_the_papers_settings(setting):
     assert model.use_peft == (setting == "lora")
     assert not model.use_peft or (model.lora_r, model.lora_alpha) == (128, 256)
     assert sgg("llava", setting) == {**PAPER, "n_clusters": 3, "recluster_interval": 1000, "scale_decay": 0.95}
+
+
+@pytest.mark.parametrize("setting", ["lora", "projector"])
+def test_llava_trains_in_float32_what_stands_beside_a_frozen_bfloat16_model(monkeypatch, tmp_path, setting):
+    half = ["--dtype", "bfloat16", "--bf16", "true"]
+    results, (trainer,) = smoke(monkeypatch, tmp_path, "llava", setting, *half)
+    names = well_trained(results, trainer)
+    dtypes = {name: param.dtype for name, param in trainer.model.named_parameters()}
+    assert {dtypes[name] for name in names} == {torch.float32}
+    assert {dtypes[name] for name in dtypes.keys() - names} == {torch.bfloat16}
+    assert results["exact_match"] > 0.5
+
+
+def test_commonsense_trains_an_adapter_of_a_bfloat16_model(monkeypatch, tmp_path):
+    half = ["--dtype", "bfloat16", "--bf16", "true"]
+    results, (trainer,) = smoke(monkeypatch, tmp_path, "commonsense", "lora", *half)
+    names = well_trained(results, trainer)
+    assert {param.dtype for name, param in trainer.model.named_parameters() if name in names} == {torch.float32}
+    assert results["average"] > 0.5
+
+
+def test_processes_of_torchrun_share_the_questions(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [RECIPES / "commonsense" / "train.py", "--config", RECIPES / "commonsense" / "lora.yaml", "--smoke"]
+    command += ["--ddp_backend", "gloo", "--max_steps", "40", "--output_dir", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    # Four questions of each set, two for each process.
+    assert {4 * value for value in results["accuracy"].values()} <= {0, 1, 2, 3, 4} and results["average"] > 0.6
+    assert f"average: {results['average']}" in done.stdout
 
 
 def test_llava_refuses_an_adapter_where_the_projector_alone_is_trained(monkeypatch, tmp_path):
