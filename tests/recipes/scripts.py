@@ -5,6 +5,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import datasets
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -40,6 +42,7 @@ def smoke(monkeypatch, folder, recipe, setting, *arguments, trainer="Trainer"):
     """Run a setting's smoke variant; return its results and its trainers."""
     module = script(recipe)
     fixed = ["--smoke", "--disable_tqdm", "true", "--output_dir", str(folder)]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / f"{folder.name}-cache")
     with watched(monkeypatch, module, trainer) as made:
         results = module.main(["--config", str(RECIPES / recipe / f"{setting}.yaml"), *fixed, *arguments])
     return results, made

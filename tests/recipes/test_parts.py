@@ -4,6 +4,7 @@ Guards against metrics that differ from the published ones in corner cases, answ
 that teach the model to ask questions.
 """
 
+import random
 import sys
 
 import numpy as np
@@ -66,15 +67,15 @@ def test_candidates_are_those_of_the_instruction(questions):
         answers.candidates("Is it so?")
 
 
-def test_likeliest_answer_is_that_of_whole_texts_one_by_one(questions):
+@pytest.mark.parametrize("seed", range(3))
+def test_likeliest_answer_is_that_of_whole_texts_one_by_one(questions, seed):
     model, tokenizer, prompts, choices = questions
-    # Candidates of one, two and three tokens, as of a tokenizer that knows no whole words of them.
-    lengths = {
-        name: ["", " extra1", " extra1 extra2"][index % 3] for index, name in enumerate(sorted(sum(choices, [])))
-    }
+    # Candidates of one to three tokens, as of a tokenizer that has no whole words for them.
+    rng = random.Random(seed)
+    tails = {name: rng.choice(["", " extra1", " extra1 extra2"]) for name in sorted(set(sum(choices, [])))}
 
     def answer(name):
-        return f"the correct answer is {name}{lengths[name]}"
+        return f"the correct answer is {name}{tails[name]}"
 
     expected = []
     for prompt, names in zip(prompts, choices, strict=True):

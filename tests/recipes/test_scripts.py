@@ -6,6 +6,7 @@ YAML file or a data file; that saves an adapter nobody can load; and against set
 
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -224,7 +225,8 @@ def test_processes_of_torchrun_share_the_questions(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [RECIPES / "commonsense" / "train.py", "--config", RECIPES / "commonsense" / "lora.yaml", "--smoke"]
     command += ["--ddp_backend", "gloo", "--max_steps", "40", "--output_dir", tmp_path]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=150)
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
     # Four questions of each set, two for each process.
