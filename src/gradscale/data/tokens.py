@@ -42,7 +42,7 @@ def tokenize_split(
 
     def build(folder: Path) -> None:
         with (folder / "tokens.bin").open("wb") as file:
-            for ids in _limited(_encode(source.documents(split), tokenizer), max_tokens):
+            for ids in _limited(encode(source.documents(split), tokenizer), max_tokens):
                 np.asarray(ids, dtype=np.uint32).tofile(file)
 
     path = cached_folder("tokens", key, build, root=root) / "tokens.bin"
@@ -51,7 +51,8 @@ def tokenize_split(
     return np.memmap(path, dtype=np.uint32, mode="r")
 
 
-def _encode(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
+def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Yield the token ids of each document, the end-of-text token last."""
     while batch := list(islice(documents, _BATCH)):
         # verbose=False: no warning about documents longer than the model's context, which the blocks cut anyway.
         for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
