@@ -18,11 +18,8 @@ from gradscale.training.yaml_file import Setting, as_setting
 SMOKE, VARIANT, VARIANTS = "smoke", "variant", "variants"
 KEYS = (SMOKE, VARIANT, VARIANTS)
 
-# A smoke run is thrown away: it runs everywhere, tells nobody, and replaces the one before.
-_SMOKE_DEFAULTS = {
-    name: Setting(value, "--smoke")
-    for name, value in {"use_cpu": "true", "report_to": "none", "overwrite_output_dir": "true"}.items()
-}
+# A smoke run is thrown away: it runs everywhere, tells nobody, draws nothing, and replaces the one before.
+_SMOKE_DEFAULTS = {"use_cpu": "true", "report_to": "none", "plot": "false", "overwrite_output_dir": "true"}
 
 
 def with_overlays(
@@ -31,7 +28,8 @@ def with_overlays(
     """Lay what the command line asks for, by `--variant` and `--smoke`, over the settings of the file.
 
     Variants come in the order in which they are named, and `smoke` last. Mappings (`optim_args`, `model_config`, ...)
-    are merged key by key; everything else is replaced. Where no overlay says so, `output_dir` gets their names.
+    are merged key by key, where null takes an entry away; everything else is replaced. Where no overlay says so,
+    `output_dir` gets their names.
 
     Args:
         config: path of the YAML file.
@@ -61,7 +59,8 @@ def with_overlays(
     if _switch(given.get(SMOKE)):
         if not smoke:
             raise ConfigError(f"{config} has no mapping smoke, which says how --smoke makes the recipe tiny")
-        chosen[SMOKE] = {**_SMOKE_DEFAULTS, **smoke}
+        defaults = {name: Setting(value, "--smoke") for name, value in _SMOKE_DEFAULTS.items() if name in known}
+        chosen[SMOKE] = {**defaults, **smoke}
     for overlay in chosen.values():
         file = over(file, overlay)
     if chosen and not any("output_dir" in overlay for overlay in chosen.values()):
@@ -74,13 +73,15 @@ def with_overlays(
 def over(below: Mapping[str, Setting], above: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return settings with others laid over them.
 
-    Mappings are merged, and a source of data, or of the model, replaces all others.
+    Mappings are merged, null takes an entry away, and a source of data, or of the model, replaces all others.
     """
     kept = without_replaced(below, above)
     for name, setting in above.items():
         under = kept.get(name)
         if isinstance(setting.value, dict) and under is not None and isinstance(under.value, dict):
-            setting = Setting({**under.value, **setting.value}, setting.origin)
+            merged = {**under.value, **setting.value}
+            taken_away = {key for key, value in setting.value.items() if value is None}
+            setting = Setting({key: merged[key] for key in merged if key not in taken_away}, setting.origin)
         kept[name] = setting
     return kept
 
