@@ -97,20 +97,13 @@ def clear_output_folder(output_dir: Path, optimizers: Sequence[str]) -> None:
         if (folder / _ADAPTER[-1]).is_file():  # without it a README.md is not PEFT's
             for name in _ADAPTER:
                 (folder / name).unlink(missing_ok=True)
-        _clear_base(folder / BASE)
+        if (folder / BASE / "config.json").is_file():
+            shutil.rmtree(folder / BASE)
         for path in (folder / "runs").glob("*/events.out.tfevents.*"):
             path.unlink()
         for path in [*(folder / "runs").glob("*"), folder / "runs", folder]:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def _clear_base(folder: Path) -> None:
-    for pattern in (*_FILES, *_PATTERNS):
-        for path in folder.glob(pattern):
-            path.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _runs(output_dir: Path, optimizers: Sequence[str]) -> list[Path]:
