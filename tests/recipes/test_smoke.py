@@ -26,7 +26,7 @@ RUNS = [
     (path, variant)
     for path in RECIPES
     for variant in (None, *variants_of(path))
-    if path.stem not in LIKE_THE_60M or variant in (None, "lora")
+    if path.stem not in LIKE_THE_60M or variant == "lora"
 ]
 LANGUAGE = [run for run in RUNS if read_task([str(run[0])]) == "language-modeling"]
 

@@ -1,4 +1,7 @@
-"""`streaming` and `packing` in whole runs. Guards against a resumed stream that begins anew, and losses over what is no text."""
+"""`streaming` and `packing` in whole runs.
+
+Guards against a resumed stream that begins anew, and losses over what is no text.
+"""
 
 import json
 import os

@@ -28,8 +28,8 @@ def with_overlays(
     """Lay what the command line asks for, by `--variant` and `--smoke`, over the settings of the file.
 
     Variants come in the order in which they are named, and `smoke` last. Mappings (`optim_args`, `model_config`, ...)
-    are merged key by key, where null takes an entry away; everything else is replaced. Where no overlay says so,
-    `output_dir` gets their names.
+    are merged key by key, as `over` says; everything else is replaced. Where no overlay says so, `output_dir` gets
+    their names.
 
     Args:
         config: path of the YAML file.
@@ -73,17 +73,23 @@ def with_overlays(
 def over(below: Mapping[str, Setting], above: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return settings with others laid over them.
 
-    Mappings are merged, null takes an entry away, and a source of data, or of the model, replaces all others.
+    Mappings are merged, null takes an entry away, and a source of data, or of the model, replaces all others. A key
+    that is null stays so under a mapping: what refines the options of SGG says nothing to a variant that has none.
     """
     kept = without_replaced(below, above)
     for name, setting in above.items():
         under = kept.get(name)
-        if isinstance(setting.value, dict) and under is not None and isinstance(under.value, dict):
-            merged = {**under.value, **setting.value}
-            taken_away = {key for key, value in setting.value.items() if value is None}
-            setting = Setting({key: merged[key] for key in merged if key not in taken_away}, setting.origin)
+        if isinstance(setting.value, dict) and under is not None:
+            if under.value is None:
+                continue
+            if isinstance(under.value, dict):
+                setting = Setting(_merged(under.value, setting.value), setting.origin)
         kept[name] = setting
     return kept
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in {**below, **above}.items() if name not in above or value is not None}
 
 
 def without_replaced(below: Mapping[str, Setting], above: Mapping[str, Setting]) -> dict[str, Setting]:
