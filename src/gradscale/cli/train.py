@@ -102,6 +102,9 @@ def help_text() -> str:
     lines += _key_lines(TrainArguments)
     lines += [
         "",
+        "A file may hold variants of itself, of which --variant NAME takes one, and what --smoke changes for a few",
+        "tiny steps on a CPU.",
+        "",
         "Continue a run with --resume_from_checkpoint last (or a checkpoint folder). Ctrl-C writes a checkpoint and",
         "stops. Lists: --train_files a.txt b.txt; switches: --bf16, --no_plot; mappings: ",
         "--optim_args '{n_clusters: 2}'. A file with task: image-classification has other keys:",

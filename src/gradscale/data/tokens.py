@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gradscale.data.source import DataError, Source, Split, digest
 
 VERSION = "1"
 _BATCH = 256  # documents tokenized at a time
+_BATCH_CHARACTERS = 1 << 18  # or fewer, where they are long: a stream's first block must not wait for all of them
 
 
 def tokenize_split(
@@ -42,7 +42,7 @@ def tokenize_split(
 
     def build(folder: Path) -> None:
         with (folder / "tokens.bin").open("wb") as file:
-            for ids in _limited(_encode(source.documents(split), tokenizer), max_tokens):
+            for ids in _limited(encode(source.documents(split), tokenizer), max_tokens):
                 np.asarray(ids, dtype=np.uint32).tofile(file)
 
     path = cached_folder("tokens", key, build, root=root) / "tokens.bin"
@@ -51,11 +51,25 @@ def tokenize_split(
     return np.memmap(path, dtype=np.uint32, mode="r")
 
 
-def _encode(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
-    while batch := list(islice(documents, _BATCH)):
+def encode(documents: Iterator[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Yield the token ids of each document, the end-of-text token last."""
+    for batch in _batches(documents):
         # verbose=False: no warning about documents longer than the model's context, which the blocks cut anyway.
         for ids in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
             yield [*ids, tokenizer.eos_token_id]
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document)
+        if len(batch) == _BATCH or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _limited(rows: Iterator[list[int]], limit: int | None) -> Iterator[list[int]]:

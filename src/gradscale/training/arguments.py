@@ -32,6 +32,12 @@ class TrainArguments:
         "type of the weights of a model to fine-tune",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    lora: dict[str, Any] | None = _key(
+        None, "Model", "train an adapter: fields of peft.LoraConfig, such as {r: 8, target_modules: all-linear}"
+    )
+    quantization: dict[str, Any] | None = _key(
+        None, "Model", "load the model below the adapter in 4 or 8 bits: fields of transformers.BitsAndBytesConfig"
+    )
     tokenizer_name_or_path: str | None = _key(
         None, "Model", "hub id or local folder of a tokenizer; default: the model's, or one trained on the spot"
     )
@@ -53,6 +59,12 @@ class TrainArguments:
     )
     text_column: str = _key("text", "Data", "column of the text in JSON Lines, Parquet and data sets")
     block_size: int = _key(512, "Data", "tokens per example; documents are packed, an end-of-text token after each")
+    packing: bool = _key(
+        True, "Data", "pack documents into full blocks; --no_packing: one example per document, cut to block_size"
+    )
+    streaming: bool = _key(
+        False, "Data", "tokenize the training data while training, without ever holding them; needs max_steps"
+    )
     max_train_tokens: int | None = _key(None, "Data", "read no more training tokens (and stream hub data sets)")
     max_eval_tokens: int | None = _key(None, "Data", "read no more validation tokens")
     compare_optim: list[str] | None = _key(
@@ -81,7 +93,16 @@ class TrainArguments:
             raise ConfigError(f"validation_fraction={value} is not allowed: expected a number in [0, 1)")
         _exactly_one(self, ("model_name_or_path", "model_config"), "a model")
         _exactly_one(self, DATA_SOURCES, "data")
-        for name, needs in (("dataset_config_name", "dataset_name"), ("validation_files", "train_files")):
+        if self.streaming and self.max_train_tokens is not None:
+            raise ConfigError("streaming reads as much as the run takes: max_train_tokens is not allowed with it")
+        if self.streaming and not self.packing:
+            raise ConfigError("packing=false is not allowed with streaming=true")
+        needed = (
+            ("dataset_config_name", "dataset_name"),
+            ("validation_files", "train_files"),
+            ("quantization", "lora"),
+        )
+        for name, needs in needed:
             if getattr(self, name) is not None and getattr(self, needs) is None:
                 raise ConfigError(f"{name} is given without {needs}")
 

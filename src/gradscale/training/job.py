@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gradscale.data.examples import DocumentExamples
 from gradscale.data.source import DataError
+from gradscale.data.stream import TokenStream
 from gradscale.training.datasets import Blocks, load_blocks, open_source
 from gradscale.training.errors import ConfigError
 from gradscale.training.files import read_json, write_json
@@ -56,7 +58,7 @@ def run_job(settings: Settings) -> int:
         tokenizer = load_tokenizer(arguments, source)
         blocks = load_blocks(arguments, source, tokenizer)
     if is_main_process:
-        print(_describe(source.description, blocks, arguments.block_size, len(tokenizer)), flush=True)
+        print(_describe(source.description, blocks, len(tokenizer)), flush=True)
         if settings.resume is None and arguments.overwrite_output_dir:
             clear_output_folder(output_dir, settings.optimizers)
 
@@ -140,12 +142,17 @@ def _finished(folder: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | Non
     return record if record.get("settings") == fingerprint else None
 
 
-def _describe(description: str, blocks: Blocks, block_size: int, vocabulary: int) -> str:
-    held_out = "none" if blocks.validation is None else f"{len(blocks.validation) * block_size:,} tokens"
-    return (
-        f"data: {description}; training {len(blocks.train) * block_size:,} tokens, validation {held_out}, "
-        f"vocabulary {vocabulary:,}"
-    )
+def _describe(description: str, blocks: Blocks, vocabulary: int) -> str:
+    held_out = "none" if blocks.validation is None else _size(blocks.validation)
+    return f"data: {description}; training {_size(blocks.train)}, validation {held_out}, vocabulary {vocabulary:,}"
+
+
+def _size(data: Any) -> str:
+    if isinstance(data, TokenStream):
+        return "streamed"
+    if isinstance(data, DocumentExamples):
+        return f"{len(data):,} documents of {data.tokens_per_example:,.0f} tokens each"
+    return f"{len(data) * data.block_size:,} tokens"
 
 
 def _how_to_resume(settings: Settings, folder: Path, step: int) -> str:

@@ -58,17 +58,34 @@ def build_model(arguments: TrainArguments, tokenizer: Any) -> Any:
     Raises:
         ConfigError: it cannot be built or loaded, or does not fit the tokenizer or `block_size`.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if arguments.model_config is not None:
         config = _build_config(arguments.model_config, arguments.block_size, tokenizer)
         _check_sizes(config, arguments.block_size, tokenizer)  # before memory is filled with a model of no use
         return _load(lambda: AutoModelForCausalLM.from_config(config), "model_config: no model")
-    name = _path(arguments.model_name_or_path or "")
-    what = f"model_name_or_path={arguments.model_name_or_path!r}: no model"
+    return load_pretrained(arguments, tokenizer)
+
+
+def load_pretrained(arguments: TrainArguments, tokenizer: Any, *, path: Path | None = None, **keywords: Any) -> Any:
+    """Return the model of `model_name_or_path`, or of the folder `path`, in the type `dtype`.
+
+    Args:
+        arguments: where the model is, its `dtype`, and `block_size`.
+        tokenizer: which has to fit it.
+        path: local folder instead of `model_name_or_path`.
+        keywords: further ones of `from_pretrained`.
+
+    Raises:
+        ConfigError: it cannot be loaded, or does not fit the tokenizer or `block_size`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = str(path) if path is not None else _path(arguments.model_name_or_path or "")
+    what = f"model_name_or_path={str(path or arguments.model_name_or_path)!r}: no model"
     _check_sizes(_load(lambda: AutoConfig.from_pretrained(name), what), arguments.block_size, tokenizer)
-    dtype = {_dtype_keyword(): arguments.dtype}
-    return _load(lambda: AutoModelForCausalLM.from_pretrained(name, **dtype), what)
+    keywords[_dtype_keyword()] = arguments.dtype
+    return _load(lambda: AutoModelForCausalLM.from_pretrained(name, **keywords), what)
 
 
 def _check_sizes(config: Any, block_size: int, tokenizer: Any) -> None:

@@ -36,6 +36,13 @@ _FILES: tuple[str, ...] = (
     "chat_template.jinja",
 )
 _PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "*_results.json")
+BASE = "base"  # the frozen model below an adapter, where it was made at random
+_ADAPTER = ("adapter_model.safetensors", "README.md", "adapter_config.json")
+
+
+def default_output_dir(config: str) -> str:
+    """Return the folder of a command that names none, after its YAML file."""
+    return str(Path("runs") / Path(config).stem)
 
 
 def run_folders(output_dir: Path, optimizers: Sequence[str]) -> dict[str, Path]:
@@ -90,6 +97,11 @@ def clear_output_folder(output_dir: Path, optimizers: Sequence[str]) -> None:
         for pattern in (*_FILES, *_PATTERNS):
             for path in folder.glob(pattern):
                 path.unlink()
+        if (folder / _ADAPTER[-1]).is_file():  # without it a README.md is not PEFT's
+            for name in _ADAPTER:
+                (folder / name).unlink(missing_ok=True)
+        if (folder / BASE / "config.json").is_file():
+            shutil.rmtree(folder / BASE)
         for path in (folder / "runs").glob("*/events.out.tfevents.*"):
             path.unlink()
         for path in [*(folder / "runs").glob("*"), folder / "runs", folder]:

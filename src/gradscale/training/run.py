@@ -10,7 +10,9 @@ from typing import Any
 
 from transformers import Trainer, default_data_collator, set_seed
 
+from gradscale.data.examples import without_padding
 from gradscale.integrations.gradient_norms import GradientNormCallback
+from gradscale.training.adapters import build_adapted_model, discard_base
 from gradscale.training.arguments import TrainArguments
 from gradscale.training.datasets import Blocks
 from gradscale.training.errors import ConfigError
@@ -55,7 +57,10 @@ def train(
     earlier = _earlier_seconds(folder, checkpoint)
     # Every run starts from the same weights, whatever has used random numbers before it.
     set_seed(trainer_arguments.seed)
-    model = build_model(arguments, tokenizer)
+    if arguments.lora is None:
+        model = build_model(arguments, tokenizer)
+    else:
+        model = build_adapted_model(arguments, tokenizer, trainer_arguments, folder=folder, checkpoint=checkpoint)
     # Before an engine shards them.
     sizes = {name: (_numel(param), param.requires_grad) for name, param in model.named_parameters()}
     timer = StepTimer()
@@ -66,7 +71,7 @@ def train(
             args=trainer_arguments,
             train_dataset=blocks.train,
             eval_dataset=blocks.validation,
-            data_collator=default_data_collator,
+            data_collator=default_data_collator if arguments.packing else _collate_documents,
             processing_class=tokenizer,
             callbacks=[timer, ScaleLog(folder), interrupt, *norms],
         )
@@ -75,6 +80,8 @@ def train(
         trainer.optimizer = None
     except (ValueError, ImportError) as error:
         # The optimizer's options and target modules, and libraries that are not installed.
+        if checkpoint is None and trainer_arguments.process_index == 0:
+            discard_base(folder)
         raise ConfigError(str(error)) from error
     if trainer.is_world_process_zero():
         # From now on the folder says what it holds, whatever ends the run.
@@ -102,6 +109,10 @@ def train(
     return result
 
 
+def _collate_documents(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    return without_padding(default_data_collator(examples))
+
+
 def _evaluate(trainer: Any, blocks: Blocks) -> Mapping[str, float]:
     """Return the validation metrics of the final weights, which the last periodic evaluation may have measured."""
     if blocks.validation is None:
@@ -121,8 +132,9 @@ def _result(trainer: Any, timer: StepTimer, metrics: Mapping[str, float], *, int
     validation_loss = metrics.get("eval_loss")
     known = [loss for loss in (train_loss, validation_loss) if loss is not None]
     diverged = any(not math.isfinite(loss) for loss in known)
-    tokens = trainer.train_dataset.block_size * arguments.train_batch_size * arguments.gradient_accumulation_steps
-    tokens *= arguments.world_size
+    data = trainer.train_dataset
+    tokens = getattr(data, "tokens_per_example", data.block_size)
+    tokens *= arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     status = "interrupted" if interrupted else "diverged" if diverged else "finished"
     return {
         "optim": _optim_name(arguments),
@@ -134,7 +146,7 @@ def _result(trainer: Any, timer: StepTimer, metrics: Mapping[str, float], *, int
         "perplexity": None if validation_loss is None else perplexity(validation_loss),
         "tokens_per_second": tokens * timer.steps / timer.step_seconds if timer.step_seconds else None,
         "optimizer_share": timer.optimizer_share,
-        "tokens": tokens * state.global_step,
+        "tokens": round(tokens * state.global_step),
         "seed": arguments.seed,
         "learning_rate": arguments.learning_rate,
     }
@@ -152,6 +164,9 @@ def _state_size(trainer: Any, sizes: Mapping[str, tuple[int, bool]]) -> Result:
 
 
 def _numel(param: Any) -> int:
+    quantized = getattr(param, "quant_state", None)
+    if quantized is not None:  # bitsandbytes packs two 4-bit weights into an element
+        return int(quantized.shape.numel())
     # DeepSpeed's zero.Init leaves an empty placeholder and keeps the real size here.
     return int(getattr(param, "ds_numel", param.numel()))
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from gradscale.options import nearest
-from gradscale.training.arguments import DATA_DETAILS, DATA_SOURCES, MODEL_SOURCES, TrainArguments
+from gradscale.training.adapters import check_adapter_keys
+from gradscale.training.arguments import TrainArguments
 from gradscale.training.command_line import ORIGIN, split_command_line
 from gradscale.training.convert import convert, members
 from gradscale.training.errors import ConfigError
+from gradscale.training.output_folder import default_output_dir
+from gradscale.training.overlays import KEYS, with_overlays, without_replaced
 from gradscale.training.task import TASK
 from gradscale.training.yaml_file import Setting, read_settings
 
@@ -61,9 +64,16 @@ def read_command(arguments: Sequence[str]) -> Settings:
     for given in (from_file, from_command_line):
         given.pop(TASK, None)  # it led here
     types = field_types(TrainArguments)
-    ours, trainer, resume = typed_values(config, _merge(from_file, from_command_line, types), types, TrainArguments)
+    given = with_switches(from_command_line, types)
+    from_file, given = with_overlays(config, from_file, given, known=types)
+    check_names([*from_file.items(), *given.items()], types)
+    merged = {**without_replaced(from_file, given), **given}
+    ours, trainer, resume = typed_values(config, merged, types, TrainArguments)
     settings = Settings(Path(config), tuple(arguments), TrainArguments(**ours), trainer, resume)
     _check_comparison(settings, types)
+    if settings.train.streaming and trainer.get("max_steps", -1) < 1:
+        raise ConfigError("streaming needs max_steps: the length of the run is not known without")
+    check_adapter_keys(settings.train)
     return settings
 
 
@@ -131,22 +141,7 @@ def check_names(settings: Iterable[tuple[str, Setting]], types: FieldTypes) -> N
     """
     for name, setting in settings:
         if name not in types:
-            raise ConfigError(f"{setting.origin}: unknown key {name!r}{nearest(name, [*types, TASK])}")
-
-
-def _merge(
-    from_file: Mapping[str, Setting], from_command_line: Mapping[str, Setting], types: FieldTypes
-) -> dict[str, Setting]:
-    """Check the names and let the command line win over the file, a source of data or of the model as a whole."""
-    given = with_switches(from_command_line, types)
-    check_names([*from_file.items(), *given.items()], types)
-    kept = dict(from_file)
-    for sources in (MODEL_SOURCES, DATA_SOURCES):
-        if any(name in given for name in sources):
-            for source in (name for name in sources if name not in given):
-                for name in (source, *DATA_DETAILS.get(source, ())):
-                    kept.pop(name, None)
-    return {**kept, **given}
+            raise ConfigError(f"{setting.origin}: unknown key {name!r}{nearest(name, [*types, TASK, *KEYS])}")
 
 
 def _defaults(config: str) -> dict[str, Any]:
@@ -156,7 +151,7 @@ def _defaults(config: str) -> dict[str, Any]:
 
     optim = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == "optim")
     return {
-        "output_dir": str(Path("runs") / Path(config).stem),
+        "output_dir": default_output_dir(config),
         "optim": getattr(optim, "value", optim),
         # The filter would log a diverged run as a loss of 0.
         "logging_nan_inf_filter": False,

@@ -69,6 +69,11 @@ def read_settings(path: str | Path) -> dict[str, Setting]:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def as_setting(value: Any, origin: str) -> Setting:
+    """Return a value that YAML has typed already as a setting, whose scalars are texts."""
+    return Setting(value if value is None or isinstance(value, (list, dict)) else str(value), origin)
+
+
 def parse_flow(text: str) -> Any:
     """Return the value of a YAML or JSON flow such as `{a: 1}`.
 

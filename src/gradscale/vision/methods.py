@@ -13,7 +13,7 @@ from gradscale.options import nearest
 from gradscale.training.convert import convert
 from gradscale.training.errors import ConfigError
 from gradscale.training.settings import FieldTypes
-from gradscale.training.yaml_file import Setting
+from gradscale.training.yaml_file import as_setting
 from gradscale.vision.arguments import StudyArguments
 from gradscale.vision.resnet import DEPTHS, title
 
@@ -168,11 +168,6 @@ def make_cells(
         for method in methods
         for reset in (resets if method.reset_args else (None,))
     )
-
-
-def as_setting(value: Any, origin: str) -> Setting:
-    """Return a value that YAML has typed already as a setting, whose scalars are texts."""
-    return Setting(value if value is None or isinstance(value, (list, dict)) else str(value), origin)
 
 
 def _slug(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gradscale.training.command_line import split_command_line
 from gradscale.training.errors import ConfigError
+from gradscale.training.overlays import KEYS, with_overlays
 from gradscale.training.settings import (
     FieldTypes,
     check_names,
@@ -20,9 +21,9 @@ from gradscale.training.settings import (
     with_switches,
 )
 from gradscale.training.task import TASK
-from gradscale.training.yaml_file import Setting, read_settings
+from gradscale.training.yaml_file import Setting, as_setting, read_settings
 from gradscale.vision.arguments import StudyArguments
-from gradscale.vision.methods import Cell, Method, as_setting, make_cells, read_methods, read_models
+from gradscale.vision.methods import Cell, Method, make_cells, read_methods, read_models
 from gradscale.vision.sources import DIGITS
 
 _IN_METHODS = "it belongs to each of the methods"
@@ -90,6 +91,7 @@ def read_study(arguments: Sequence[str]) -> StudySettings:
         given.pop(TASK, None)  # it led here
     types = field_types(StudyArguments)
     given = with_switches(from_command_line, types)
+    from_file, given = with_overlays(config, from_file, given, known=types)
     merged = {**from_file, **_digits_settings(from_file, given, types), **given}
     check_names([*from_file.items(), *merged.items()], types)
     for name, setting in (*from_file.items(), *merged.items()):
@@ -134,7 +136,7 @@ def _digits_settings(
     origin = f"{setting.origin}, digits_settings"
     settings = {str(name): as_setting(value, origin) for name, value in setting.value.items()}
     for name in settings:
-        if name in ("data", "digits_settings", TASK):
+        if name in ("data", "digits_settings", TASK, *KEYS):
             raise ConfigError(f"{origin}: {name} is not allowed in it")
     check_names(settings.items(), types)  # also where they do not count today
     return settings if data is not None and data.value == DIGITS else {}
