@@ -7,7 +7,8 @@
 #
 # Each version lives in .compat/VERSION, laid over the environment with PYTHONPATH: torch, accelerate, peft, numpy are the
 # environment's own, and every package that these older releases need in an older version is named here. TRL is left out: the
-# tested one needs transformers 5.
+# tested one needs transformers 5. So are the adapters of PEFT: with torch 2.6 and later transformers 4.46 neither resumes in
+# a process of its own accord (`weights_only`) nor makes quantized models.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,5 +42,6 @@ for version in "${versions[@]}"; do
     echo "== transformers $version"
     export PYTHONPATH="$PWD/$folder"
     "$python" -c "import transformers; assert transformers.__version__ == '$version', transformers.__version__"
-    "$python" -m pytest -q -n "${WORKERS:-2}" --dist loadfile tests/integrations tests/optim/test_target_modules.py -k "not trl and not other_pythons"
+    "$python" -m pytest -q -n "${WORKERS:-2}" --dist loadfile tests/integrations tests/optim/test_target_modules.py \
+        --ignore tests/integrations/test_peft.py --ignore tests/integrations/test_peft_docs.py -k "not trl and not other_pythons"
 done
