@@ -21,6 +21,7 @@ ADAM: Mapping[str, Option] = MappingProxyType(
         ),
         "eps": Option(Real(0.0), 1e-8, "added to the root of the second moment", "Invalid epsilon value"),
         "amsgrad": Option(Flag(), False, "divide by the largest second moment seen so far"),
+        "nesterov": Option(Flag(), False, "look ahead: the gradient enters the update once more (NAdam)"),
         "moments_dtype": Option(
             Choice(("auto", "float32", "bfloat16")),
             "auto",
@@ -83,6 +84,15 @@ STEP: Mapping[str, Option] = MappingProxyType(
             "run the step as code from torch.compile, operation by operation, or as the model's size suggests",
         ),
         "kahan_sum": KAHAN_SUM,
+    }
+)
+
+# Options that need the model.
+OF_MODEL: Mapping[str, Option] = MappingProxyType(
+    {
+        "embedding_lr_factor": Option(
+            Real(0.0, low_open=True), 1.0, "what the learning rate of the input embedding is multiplied by"
+        ),
     }
 )
 

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from gradscale import OptionError, SGGAdamW
 from gradscale.integrations.accelerate_patch import patch_accelerator
@@ -50,6 +51,13 @@ def test_what_would_not_be_right_is_named(config, word):
     assert word in sentence
 
 
+SCHEDULED = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}}}
+
+
+def training_arguments(optim_args):
+    return TrainingArguments(output_dir="unused", optim="sgg_adamw", optim_args=optim_args, use_cpu=True, report_to=[])
+
+
 def arguments(optim, config):
     plugin = types.SimpleNamespace(hf_ds_config=types.SimpleNamespace(config=config))
     return types.SimpleNamespace(optim=optim, deepspeed_plugin=plugin)
@@ -84,3 +92,17 @@ def test_the_installed_accelerate_is_wrapped():
 
     assert accelerator.map_pytorch_optim_to_deepspeed._gradscale
     assert accelerator.load_fsdp_optimizer._gradscale
+
+
+@pytest.mark.parametrize("given", [None, "embedding_lr_factor=1"])
+def test_a_schedule_of_deepspeeds_own_is_fine_where_all_rates_are_one(given):
+    args = training_arguments(given)
+    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
+    check_deepspeed(args)
+
+
+def test_a_schedule_of_deepspeeds_own_would_undo_the_embeddings_rate():
+    args = training_arguments("embedding_lr_factor=8")
+    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
+    with pytest.raises(OptionError, match='"scheduler" is set.* embedding_lr_factor would be lost'):
+        check_deepspeed(args)

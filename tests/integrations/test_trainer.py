@@ -147,3 +147,22 @@ def test_hyper_parameter_search(tmp_path):
     assert best.run_id in ("0", "1")
     assert len(groups) == 2 and all(group["n_clusters"] in (2, 4) for group in groups)
     assert groups[0]["initial_lr"] != groups[1]["initial_lr"]
+
+
+def test_the_embeddings_rate_follows_the_schedule(tmp_path):
+    rates = []
+
+    class Rates(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    options = {"max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "weight_decay": 0.1}
+    trainer = make(tmp_path, {"callbacks": [Rates()]}, optim_args="embedding_lr_factor=8,nesterov=true", **options)
+    trainer.train()
+    (embedding,) = inner(trainer).param_groups[1]["params"]
+    assert embedding is trainer.model.get_input_embeddings().weight
+    assert {group["nesterov"] for group in inner(trainer).param_groups} == {True}
+    assert max(plain for plain, *_ in rates) == 1e-3
+    for plain, of_embedding, of_vectors in rates:
+        assert of_embedding == pytest.approx(8 * plain) and of_vectors == plain
+    assert trainer.state.log_history[2]["learning_rate"] == rates[2][0]

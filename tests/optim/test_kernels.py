@@ -24,6 +24,7 @@ CASES = [
     (SGGAdamW, {"grouping": "layer"}),
     (SGGAdamW, {"n_clusters": 9}),
     (SGGAdamW, {"amsgrad": True, "maximize": True}),
+    (SGGAdamW, {"nesterov": True}),
     (SGGAdam, {}),
 ]
 
@@ -56,14 +57,15 @@ REFERENCED = [
 ]
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize(("cls", "dtype", "kernel"), REFERENCED)
-def test_steps_are_those_of_the_float64_reference(cls, dtype, kernel, monkeypatch):
+def test_steps_are_those_of_the_float64_reference(cls, dtype, kernel, nesterov, monkeypatch):
     monkeypatch.setattr(eager, "ON_CPU", 1000)  # several pieces, the last one short
-    params, optimizer = make(cls, dtype, FEW if kernel == "compiled" else SHAPES, kernel=kernel)
+    params, optimizer = make(cls, dtype, FEW if kernel == "compiled" else SHAPES, kernel=kernel, nesterov=nesterov)
     for step in range(5):
         references = []
         for param, grad in zip(params, grads_of(params, step), strict=True):
-            reference = ReferenceStep(param, weight_decay=0.1, coupled=cls is SGGAdam)
+            reference = ReferenceStep(param, weight_decay=0.1, coupled=cls is SGGAdam, nesterov=nesterov)
             state = optimizer.state[param]
             if state:  # from the optimizer's own numbers, so that rounding does not feed on itself
                 reference.m, reference.v = (

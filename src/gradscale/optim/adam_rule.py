@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradscale.bases.adam import AdamFactors, Number, adam_direction, adam_factors, adam_moments
+from gradscale.bases.adam import AdamFactors, Number, adam_direction, adam_factors, adam_moments, ahead
 from gradscale.optim.rule import Group, Plan, Slot
 from gradscale.option_tables import ADAM
 from gradscale.options import Option
 
 _MOMENTS_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class AdamPlan(NamedTuple):
+    """Whether AMSGrad is on, and whether the update looks ahead."""
+
+    amsgrad: bool
+    nesterov: bool
 
 
 def moment_slots(param: Tensor, group: Group, keys: Sequence[str]) -> dict[str, Slot]:
@@ -57,8 +65,8 @@ class AdamRule:
         return False
 
     def direction_reads_gradient(self, group: Group) -> bool:
-        """It reads the moments."""
-        return False
+        """Looking ahead it does; else it reads the moments alone."""
+        return bool(group["nesterov"])
 
     def trust_ratios(
         self, weight_squares: Tensor, grad_squares: Tensor, shapes: Sequence[torch.Size], groups: Sequence[Group]
@@ -71,23 +79,32 @@ class AdamRule:
         return moment_slots(param, group, ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])])
 
     def plan(self, group: Group) -> Plan:
-        """Whether AMSGrad is on."""
-        return bool(group["amsgrad"])
+        """See `AdamPlan`."""
+        return AdamPlan(group["amsgrad"], group["nesterov"])
 
     def constants(self, group: Group, step: float) -> tuple[float, tuple[float, ...]]:
         """See `adam_factors`."""
-        rate, factors = adam_factors(step, betas=group["betas"], eps=group["eps"])
+        betas, eps, nesterov = group["betas"], group["eps"], group["nesterov"]
+        rate, factors = adam_factors(step, betas=betas, eps=eps, nesterov=nesterov)
         return rate, tuple(map(float, factors))
 
     def accumulate(self, grad: Tensor, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan) -> None:
         """See `adam_moments`."""
         adam_moments(grad, state["exp_avg"], state["exp_avg_sq"], AdamFactors(*constants))
-        if plan:
+        if _known(plan).amsgrad:
             state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], state["exp_avg_sq"]))
 
     def direction(
         self, grad: Tensor | None, state: Mapping[str, Tensor], constants: Sequence[Number], plan: Plan
     ) -> Tensor:
-        """See `adam_direction`."""
-        second = state["max_exp_avg_sq" if plan else "exp_avg_sq"]
-        return adam_direction(state["exp_avg"], second, AdamFactors(*constants))
+        """See `adam_direction`, and `ahead`."""
+        plan, factors, momentum = _known(plan), AdamFactors(*constants), state["exp_avg"]
+        if plan.nesterov:
+            assert grad is not None
+            momentum = ahead(momentum, grad, factors)
+        return adam_direction(momentum, state["max_exp_avg_sq" if plan.amsgrad else "exp_avg_sq"], factors)
+
+
+def _known(plan: Plan) -> AdamPlan:
+    assert isinstance(plan, AdamPlan)
+    return plan

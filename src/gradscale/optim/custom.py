@@ -14,7 +14,7 @@ from gradscale.bases.adam import Number
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.optim.scaled import ScaledOptimizer
-from gradscale.option_tables import STEP, TORCH_SWITCHES
+from gradscale.option_tables import OF_MODEL, STEP, TORCH_SWITCHES
 from gradscale.options import Flag, Option, nearest
 from gradscale.presets import expanded, takes_presets
 
@@ -183,7 +183,7 @@ class CustomOptimizer(ScaledOptimizer):
         params: tensors, (name, tensor) pairs, or param groups of them.
         lr: learning rate.
         weight_decay: decoupled or not as the base has it.
-        module, target_modules, kernel: see `SGGAdamW`.
+        module, target_modules, embedding_lr_factor, kernel: see `SGGAdamW`.
         **options: those of the base and of the scaler (of SGG also `preset`), `maximize`, `total_steps`, `kahan_sum`,
             and torch's switches.
 
@@ -202,6 +202,7 @@ class CustomOptimizer(ScaledOptimizer):
         *,
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
+        embedding_lr_factor: float = 1.0,
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         **options: Any,
     ) -> None:
@@ -226,6 +227,7 @@ class CustomOptimizer(ScaledOptimizer):
             {**defaults, **options},
             module=module,
             target_modules=target_modules,
+            embedding_lr_factor=embedding_lr_factor,
             switches=switches,
             kernel=kernel,
         )
@@ -233,4 +235,4 @@ class CustomOptimizer(ScaledOptimizer):
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Every option that `--optim_args` may give."""
-        return {**cls.base.options, **cls.scaler.options, "maximize": _MAXIMIZE, **STEP}
+        return {**cls.base.options, **cls.scaler.options, "maximize": _MAXIMIZE, **STEP, **OF_MODEL}

@@ -29,7 +29,13 @@ _OPTIONS: dict[str, Any] = {
     "total_steps": None,
     "kahan_sum": False,
 }
-_OTHERS: dict[str, Any] = {"kernel": "auto", "module": None, "target_modules": None, **dict.fromkeys(_SWITCHES)}
+_OTHERS: dict[str, Any] = {
+    "kernel": "auto",
+    "module": None,
+    "target_modules": None,
+    "embedding_lr_factor": 1.0,
+    **dict.fromkeys(_SWITCHES),
+}
 
 
 class _DGS(ScaledOptimizer):
@@ -86,8 +92,8 @@ class DGSSGD(_DGS):
         reset_spike: reset at a step whose mean |g| over the model exceeds its usual level so many times.
         factor_bounds: lowest and highest factor of "normalized", with 1 between them.
         maximize: ascend instead of descend.
-        total_steps, kahan_sum, kernel, module, target_modules, foreach, capturable, differentiable, fused: see
-            `SGGAdamW`.
+        total_steps, kahan_sum, kernel, module, target_modules, embedding_lr_factor, foreach, capturable,
+            differentiable, fused: see `SGGAdamW`.
 
     Raises:
         OptionError: (a ValueError) an option is out of range, or two contradict each other.
@@ -175,7 +181,7 @@ class DGSAdamW(_DGS):
 
     Args:
         params: see `DGSSGD`.
-        lr, betas, eps, weight_decay, amsgrad, moments_dtype: see `SGGAdamW`.
+        lr, betas, eps, weight_decay, amsgrad, nesterov, moments_dtype: see `SGGAdamW`.
         importance_eps: added to the importance, see `eps` of `DGSSGD`; None is Adam's `eps`.
         **options: those of `DGSSGD` from `form` on.
 
@@ -195,6 +201,7 @@ class DGSAdamW(_DGS):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
+        nesterov: bool = False,
         importance_eps: float | None = None,
         moments_dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         **options: Any,
@@ -205,6 +212,7 @@ class DGSAdamW(_DGS):
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
+            "nesterov": nesterov,
             "importance_eps": importance_eps,
             "moments_dtype": moments_dtype,
         }

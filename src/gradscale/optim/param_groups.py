@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradscale.optim.target_modules import select_parameters
+from gradscale.options import OptionError
 
 
 def split_by_target(params: Any, module: nn.Module, target_modules: str | list[str]) -> list[dict[str, Any]]:
@@ -38,6 +39,49 @@ def split_by_target(params: Any, module: nn.Module, target_modules: str | list[s
         raise ValueError(
             f"target_modules={target_modules!r} matches only parameters that are not being optimized (frozen, or in no "
             "param group)"
+        )
+    return groups
+
+
+def split_embedding(params: Any, module: nn.Module, factor: float, lr: Any) -> list[dict[str, Any]]:
+    """Split param groups so that the input embedding stands in one of its own, with a learning rate of its own.
+
+    Args:
+        params: what optimizers take: tensors, (name, tensor) pairs, or groups of them.
+        module: the model, which has `get_input_embeddings` as transformers' models have.
+        factor: what the learning rate of the embedding's group is multiplied by.
+        lr: learning rate of groups that have none.
+
+    Returns:
+        Groups in order, the embedding's after the others of its group.
+
+    Raises:
+        OptionError: a learning rate is a tensor, which others change in place.
+        ValueError: the model says of no embedding, or it is in no param group.
+    """
+    find = getattr(module, "get_input_embeddings", None)
+    owner = None if find is None else find()
+    embedding = getattr(owner, "weight", None)
+    if embedding is None:
+        raise ValueError(
+            f"embedding_lr_factor={factor} has nothing to multiply: {type(module).__name__} has no input embedding "
+            "(get_input_embeddings)"
+        )
+    groups: list[dict[str, Any]] = []
+    for group in _as_groups(params):
+        own = [item for item in group["params"] if tensor_of(item) is embedding]
+        others = [item for item in group["params"] if tensor_of(item) is not embedding]
+        if others or not own:
+            groups.append({**group, "params": others})
+        if own:
+            rate = group.get("lr", lr)
+            if isinstance(rate, Tensor):
+                raise OptionError(f"embedding_lr_factor={factor} needs a learning rate that is a number, not a tensor")
+            groups.append({**group, "params": own, "lr": rate * factor})
+    if not any(tensor_of(item) is embedding for group in groups for item in group["params"]):
+        raise ValueError(
+            f"embedding_lr_factor={factor} has nothing to multiply: the input embedding is not being optimized "
+            "(frozen, in no param group, or laid into a vector by FSDP1 without use_orig_params)"
         )
     return groups
 

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from gradscale.optim.kernels.choice import StepKernel
-from gradscale.optim.param_groups import as_list, group_members, named_tensors, names_of, split_by_target, tensor_of
+from gradscale.optim.param_groups import (
+    as_list,
+    group_members,
+    named_tensors,
+    names_of,
+    split_by_target,
+    split_embedding,
+    tensor_of,
+)
 from gradscale.optim.pools import check_pool_names, check_pools_anything
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
-from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
+from gradscale.option_tables import COMMON, LEARNING_RATE, OF_MODEL, STEP, TORCH_SWITCHES
 from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
 from gradscale.presets import expanded, takes_presets
 from gradscale.sharding.roster import Roster
@@ -37,6 +45,7 @@ class ScaledOptimizer(StepLoop):
         *,
         module: nn.Module | None,
         target_modules: str | list[str] | None,
+        embedding_lr_factor: float,
         switches: Mapping[str, bool | None],
         kernel: str,
     ) -> None:
@@ -47,6 +56,7 @@ class ScaledOptimizer(StepLoop):
             defaults: every option of base and scaler, by name.
             module: the model, for parameter names and `target_modules`.
             target_modules: which modules' layers are scaled; None scales all.
+            embedding_lr_factor: what the learning rate of the input embedding is multiplied by.
             switches: `foreach` and its kind, which have nothing to switch.
             kernel: how the step runs: "auto", "compiled" or "eager".
         """
@@ -58,6 +68,11 @@ class ScaledOptimizer(StepLoop):
             if module is None:
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
+        factor = check_option("embedding_lr_factor", embedding_lr_factor, OF_MODEL["embedding_lr_factor"])
+        if factor != 1:
+            if module is None:
+                raise OptionError(f"embedding_lr_factor={factor} needs module=, the model whose embedding is meant")
+            params = split_embedding(params, module, factor, defaults["lr"])
         self._roster = Roster()
         self._reset_engine_caches()
         # Weakly: it would keep parameters alive that an engine replaces. For names, also of adapters that join later.

@@ -37,6 +37,8 @@ class SGGAdamW(ScaledOptimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay; not scaled.
         amsgrad: divide by the largest second moment seen so far.
+        nesterov: Nesterov's momentum: beta1 m + (1 - beta1) g in the place of m, corrected by 1 - beta1^(t + 1) (NAdam,
+            Dozat, 2016, without its schedule of beta1). What is grouped stays m.
         foreach, capturable, differentiable, fused: torch's switches; `kernel` is in their place, so None and False are
             all they can be.
         maximize: ascend instead of descend.
@@ -71,6 +73,8 @@ class SGGAdamW(ScaledOptimizer):
         module: the model; gives layers their names in reports and is needed by `target_modules`.
         target_modules: scale only the layers of these modules: a list of substrings of module names, a regular
             expression that matches a whole name, or "all-linear".
+        embedding_lr_factor: what the learning rate of the input embedding of `module` is multiplied by, in a param
+            group of its own (weight decay, which the rate multiplies, with it). A head that is tied to it goes along.
 
     Raises:
         OptionError: (a ValueError) an option is out of range; the message says what is allowed.
@@ -90,6 +94,7 @@ class SGGAdamW(ScaledOptimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
+        nesterov: bool = False,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -100,6 +105,7 @@ class SGGAdamW(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
+        embedding_lr_factor: float = 1.0,
         **sgg: Unpack[SGGOptions],
     ) -> None:
         of_base = {
@@ -108,15 +114,32 @@ class SGGAdamW(ScaledOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
+            "nesterov": nesterov,
             "maximize": maximize,
             "moments_dtype": moments_dtype,
             "kahan_sum": kahan_sum,
         }
-        keywords = (*of_base, "foreach", "capturable", "differentiable", "fused", "kernel", "module", "target_modules")
+        keywords = (
+            *of_base,
+            "foreach",
+            "capturable",
+            "differentiable",
+            "fused",
+            "kernel",
+            "module",
+            "target_modules",
+            "embedding_lr_factor",
+        )
         defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=keywords)}
         switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(
-            params, defaults, module=module, target_modules=target_modules, switches=switches, kernel=kernel
+            params,
+            defaults,
+            module=module,
+            target_modules=target_modules,
+            embedding_lr_factor=embedding_lr_factor,
+            switches=switches,
+            kernel=kernel,
         )
 
 

@@ -37,7 +37,8 @@ class SGGLion(ScaledOptimizer):
         maximize: ascend instead of descend.
         moments_dtype: dtype of the momentum: "float32", "bfloat16", or by "auto" the parameter's own (of float16
             parameters float32).
-        foreach, capturable, differentiable, fused, kahan_sum, kernel, module, target_modules: see `SGGAdamW`.
+        foreach, capturable, differentiable, fused, kahan_sum, kernel, module, target_modules,
+            embedding_lr_factor: see `SGGAdamW`.
         **sgg: `n_clusters`, `recluster_interval`, ...; see `SGGAdamW`.
 
     Raises:
@@ -66,6 +67,7 @@ class SGGLion(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
+        embedding_lr_factor: float = 1.0,
         **sgg: Unpack[SGGOptions],
     ) -> None:
         of_base = {
@@ -76,9 +78,25 @@ class SGGLion(ScaledOptimizer):
             "moments_dtype": moments_dtype,
             "kahan_sum": kahan_sum,
         }
-        keywords = (*of_base, "foreach", "capturable", "differentiable", "fused", "kernel", "module", "target_modules")
+        keywords = (
+            *of_base,
+            "foreach",
+            "capturable",
+            "differentiable",
+            "fused",
+            "kernel",
+            "module",
+            "target_modules",
+            "embedding_lr_factor",
+        )
         defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=keywords)}
         switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(
-            params, defaults, module=module, target_modules=target_modules, switches=switches, kernel=kernel
+            params,
+            defaults,
+            module=module,
+            target_modules=target_modules,
+            embedding_lr_factor=embedding_lr_factor,
+            switches=switches,
+            kernel=kernel,
         )

@@ -36,7 +36,8 @@ class SGGSGD(ScaledOptimizer):
         weight_decay: enters the gradient, so that it is scaled with it.
         nesterov: Nesterov's momentum, in torch's form.
         maximize: ascend instead of descend.
-        foreach, capturable, differentiable, fused, kahan_sum, kernel, module, target_modules: see `SGGAdamW`.
+        foreach, capturable, differentiable, fused, kahan_sum, kernel, module, target_modules,
+            embedding_lr_factor: see `SGGAdamW`.
         **sgg: `n_clusters`, `recluster_interval`, ...; see `SGGAdamW`.
 
     Raises:
@@ -66,6 +67,7 @@ class SGGSGD(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
+        embedding_lr_factor: float = 1.0,
         **sgg: Unpack[SGGOptions],
     ) -> None:
         of_base = {
@@ -77,9 +79,25 @@ class SGGSGD(ScaledOptimizer):
             "maximize": maximize,
             "kahan_sum": kahan_sum,
         }
-        keywords = (*of_base, "foreach", "capturable", "differentiable", "fused", "kernel", "module", "target_modules")
+        keywords = (
+            *of_base,
+            "foreach",
+            "capturable",
+            "differentiable",
+            "fused",
+            "kernel",
+            "module",
+            "target_modules",
+            "embedding_lr_factor",
+        )
         defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=keywords)}
         switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(
-            params, defaults, module=module, target_modules=target_modules, switches=switches, kernel=kernel
+            params,
+            defaults,
+            module=module,
+            target_modules=target_modules,
+            embedding_lr_factor=embedding_lr_factor,
+            switches=switches,
+            kernel=kernel,
         )
