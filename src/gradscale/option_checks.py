@@ -60,7 +60,8 @@ def check_sgg(options: Mapping[str, Any]) -> None:
     """Some groupings need a library, and some options speak of what others have left nothing of.
 
     Raises:
-        OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, host memory is
+        OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, or that
+            of a layer where it says nothing, host memory is
             asked for where there are no labels, rows in a block where there are no blocks, or pools where there are.
     """
     grouping, statistic, over = options["grouping"], options["statistic"], options["global_mda"]
@@ -81,6 +82,11 @@ def check_sgg(options: Mapping[str, Any]) -> None:
             f"global_mda={over!r} is not allowed with {name}={value!r}: a single parameter has a deviation from its "
             "layer's mean, and the median over all of them says what MDAs of clusters are compared with; use "
             "global_mda='clusters'"
+        )
+    if over == "layer" and grouping == "layer":
+        raise OptionError(
+            f"global_mda={over!r} is not allowed with grouping={grouping!r}: one cluster that is compared with itself "
+            "always has a scale of 1"
         )
     if options["labels_device"] != "device" and (options["labels"] == "live" or grouping in _WITHOUT_LABELS):
         name, value = ("labels", "live") if options["labels"] == "live" else ("grouping", grouping)

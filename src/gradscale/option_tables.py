@@ -131,9 +131,10 @@ SGG: Mapping[str, Option] = MappingProxyType(
             "today's momentum and the last boundaries (no memory)",
         ),
         "global_mda": Option(
-            Choice(("clusters", "parameters")),
+            Choice(("clusters", "parameters", "layer")),
             "clusters",
-            "typical deviation of the model: the median over all clusters' MDAs, or over all parameters' deviations",
+            "typical deviation: the median over the MDAs of all clusters of the model, over the deviations of all its "
+            "parameters, or of the layer alone, with which its mean ratio is 1",
         ),
         "grouping": Option(
             Choice(("kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none")),

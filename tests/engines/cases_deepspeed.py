@@ -55,6 +55,7 @@ VARIED = {
     "layer": {"grouping": "layer"},
     "live": {"labels": "live"},
     "compiled": {"kernel": "compiled"},
+    "of the layer": {"global_mda": "layer"},
     "absolute": {"momentum_sign": "absolute", "global_mda": "parameters"},
 }
 VARIED_KINDS = {2: ("zero2", "zero3 small"), 3: ("bf16 optimizer",)}

@@ -190,6 +190,7 @@ def test_compiled_and_eager_steps_of_clusters_in_several_intervals_agree(labels)
             {"grouping": "static", "global_mda": "parameters"},
             "global_mda='parameters' is not allowed with grouping='static'",
         ),
+        ({"grouping": "layer", "global_mda": "layer"}, "global_mda='layer' is not allowed with grouping='layer'"),
         ({"labels_device": "gpu"}, "labels_device='gpu' is not allowed"),
         ({"labels_device": "cpu", "labels": "live"}, "labels_device='cpu' is not allowed with labels='live'"),
         (

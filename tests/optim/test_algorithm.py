@@ -16,6 +16,8 @@ VARIANTS = [
     {"momentum_sign": "absolute"},
     {"labels": "live"},
     {"global_mda": "parameters"},
+    {"global_mda": "layer"},
+    {"global_mda": "layer", "labels": "live", "n_clusters": 4, "min_layer_size": 577},
     {"min_layer_size": 577},  # the square layer has 576 elements, the convolution 288
     {"labels": "live", "min_layer_size": 577},
     {"labels": "live", "momentum_sign": "absolute", "global_mda": "parameters", "n_clusters": 4},

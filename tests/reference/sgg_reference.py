@@ -121,6 +121,10 @@ class ReferenceSGGAdamW:
         if self.global_mda == "parameters":
             typical = np.median(np.concatenate(all_deviations))
         for (name, c), mda in per_cluster.items():
+            if self.global_mda == "layer":  # so that the mean of the ratio over the layer's elements is 1
+                own = {k: value for (layer, k), value in per_cluster.items() if layer == name and value > 0}
+                sizes = {k: np.count_nonzero(self.labels[name] == k) for k in own}
+                typical = sum(sizes.values()) / sum(sizes[k] / own[k] for k in own)
             ratio = np.clip(typical / (mda + 1e-8 * min(1.0, typical)), *self.bounds)
             if self.statistic == "variance_sign":
                 low, high = self.bounds

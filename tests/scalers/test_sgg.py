@@ -15,6 +15,7 @@ from gradscale.scalers.occupied import Occupied
 from gradscale.scalers.sgg import (
     assign_labels,
     group_layers,
+    mda_of_layer,
     mda_over_clusters,
     update_scales,
 )
@@ -150,6 +151,23 @@ def test_scales_do_not_depend_on_the_magnitude_of_the_gradients(magnitude):
 def test_scales_are_always_finite_and_bounded(mda, global_mda, decay):
     for scale in update(tuple(mda), global_mda=global_mda, decay=decay):
         assert 0.1 <= scale <= 10.0
+
+
+def test_the_d_of_a_layer_keeps_its_mean_rate():
+    mda, sizes = torch.tensor([4.0, 0.5, 2.0], dtype=torch.float64), torch.tensor([10, 70, 20])
+    typical = mda_of_layer(mda, sizes)
+    assert typical == pytest.approx(100 / (10 / 4 + 70 / 0.5 + 20 / 2))
+    scales = torch.tensor(
+        update(tuple(mda.tolist()), sizes=tuple(sizes.tolist()), global_mda=typical, scales=(1, 1, 1))
+    )
+    assert float((scales * sizes).sum() / sizes.sum()) == pytest.approx(1, rel=1e-6)
+    assert scales[0] < scales[2] < 1 < scales[1]
+
+
+def test_clusters_that_do_not_deviate_do_not_decide_about_the_others():
+    mda, sizes = torch.tensor([0.0, 3.0, 5.0], dtype=torch.float64), torch.tensor([900, 10, 0])
+    assert mda_of_layer(mda, sizes) == 3.0  # such as rows of an embedding that have not been seen
+    assert mda_of_layer(torch.zeros(3, dtype=torch.float64), sizes) == 0.0
 
 
 def test_labels_and_factors():

@@ -78,11 +78,11 @@ def placements(world_size):
 
 
 def layouts(rank, world_size):
-    """Every layout, with frozen and live labels, both global MDAs, and pools."""
+    """Every layout, with frozen and live labels, all global MDAs, and pools."""
     results = {}
     for name, (mesh, place) in placements(world_size).items():
         for labels in ("frozen", "live"):
-            for over in ("clusters", "parameters"):
+            for over in ("clusters", "parameters", "layer"):
                 results[name, labels, over] = fed(place, mesh, labels=labels, global_mda=over)
         results[name, "frozen", "pools"] = fed(place, mesh, pool="lora")
     return results

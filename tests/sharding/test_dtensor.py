@@ -27,7 +27,7 @@ def test_every_layout_on_any_number_of_ranks_is_one_rank_bit_for_bit(results, wo
     expected = {
         (labels, over): fed(None, None, labels=labels, global_mda=over)
         for labels in ("frozen", "live")
-        for over in ("clusters", "parameters")
+        for over in ("clusters", "parameters", "layer")
     }
     expected["frozen", "pools"] = fed(None, None, pool="lora")
     assert [len(layer.pooled) for layer in expected["frozen", "pools"][1].layers] == [2, 2, 0]

@@ -39,7 +39,7 @@ class GroupingReport:
     Attributes:
         step: training step at which it was made.
         global_mda: typical deviation over the model (or what else `statistic` names) that the layers were compared
-            with; that of the first layer where param groups differ.
+            with; that of the first layer where param groups differ. With `global_mda="layer"` it decides nothing.
         layers: the layers and pools that were grouped.
         waiting: names of layers whose momentum holds inf or NaN; they keep their labels and scales.
     """

@@ -50,7 +50,8 @@ class SGGAdamW(ScaledOptimizer):
         momentum_sign: "signed" groups the momentum, "absolute" its absolute value.
         labels: "frozen" keeps each element's cluster until the next grouping (1 byte per parameter); "live" reads it
             anew at each step from the momentum and the last boundaries (no memory).
-        global_mda: D as the median over all "clusters" or over all "parameters".
+        global_mda: D as the median over all "clusters" or over all "parameters"; or that of the "layer", with which
+            the mean of its ratios is 1, so that it keeps its rate as a whole (`gradscale.scalers.sgg.mda_of_layer`).
         grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer);
             "static" takes blocks of `static_block` rows (a scale per block); "minibatch_kmeans", "gmm" and "dbscan" are
             scikit-learn's (slow); "none" leaves AdamW as it is.

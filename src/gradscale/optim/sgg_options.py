@@ -19,7 +19,7 @@ class SGGOptions(TypedDict, total=False):
     scale_bounds: tuple[float, float]
     momentum_sign: Literal["signed", "absolute"]
     labels: Literal["frozen", "live"]
-    global_mda: Literal["clusters", "parameters"]
+    global_mda: Literal["clusters", "parameters", "layer"]
     grouping: Literal["kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none"]
     static_block: int | None
     statistic: Literal["mda", "mean", "variance", "variance_sign", "l2", "mad", "none"]

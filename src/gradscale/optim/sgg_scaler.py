@@ -23,7 +23,7 @@ from gradscale.options import DEFERRED, Option, OptionError
 from gradscale.scalers.ablations import IN_SEVERAL_INTERVALS
 from gradscale.scalers.factor import cluster_numbers, factor_by_label, factor_by_value
 from gradscale.scalers.pieces import pieces
-from gradscale.scalers.sgg import Grouping, assign_labels, mda_over_clusters, update_scales
+from gradscale.scalers.sgg import Grouping, assign_labels, mda_of_layer, mda_over_clusters, update_scales
 
 _PIECE = 1 << 20  # elements relabelled at a time
 _LARGEST_SCALE = torch.finfo(torch.float32).max
@@ -232,8 +232,8 @@ def _way(pool: Pool) -> Way:
 
 
 def _compared(group: Group) -> tuple[str, str]:
-    """Which D a group's layers are compared with."""
-    return group["global_mda"], group["statistic"]
+    """Which D of the model a group's layers are compared with, or where each is compared with itself, could be."""
+    return "parameters" if group["global_mda"] == "parameters" else "clusters", group["statistic"]
 
 
 def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[tuple[str, str], float]) -> LayerReport:
@@ -250,7 +250,7 @@ def _apply(pool: Pool, grouping: Grouping, row: int, typical: Mapping[tuple[str,
         before.to(mda.device),
         mda,
         sizes,
-        global_mda=typical[_compared(group)],
+        global_mda=typical[_compared(group)] if group["global_mda"] != "layer" else mda_of_layer(mda, sizes),
         decay=group["scale_decay"],
         bounds=group["scale_bounds"],
         sign_only=grouping.statistic == "variance_sign",

@@ -75,6 +75,23 @@ def mda_over_clusters(groupings: list[Grouping]) -> float:
     return float((mdas[(len(mdas) - 1) // 2] + mdas[len(mdas) // 2]) / 2)
 
 
+def mda_of_layer(mda: Tensor, sizes: Tensor) -> float:
+    """Return the D with which the ratios of a layer have a mean of 1 over its elements, before they are clamped.
+
+        D[l] = N[l] / sum over c of N[l, c] / D[l, c]
+
+    Clusters that are empty or do not deviate are left out.
+
+    Args:
+        mda: float64 `[K]`, D[l, c].
+        sizes: int64 `[K]`, N[l, c], elements per cluster.
+    """
+    counted = (sizes > 0) & (mda > 0)
+    if not counted.any():
+        return 0.0
+    return float(sizes[counted].sum() / (sizes[counted] / mda[counted]).sum())
+
+
 def update_scales(
     scales: Tensor,
     mda: Tensor,
