@@ -7,12 +7,12 @@ import torch
 
 from gradscale import SGGAdamW
 from gradscale.optim.sgg_options import SGGOptions
-from gradscale.option_tables import ADAM, COMMON, LAMB, LION, SGD, SGG
+from gradscale.option_tables import ADAM, COMMON, LAMB, LION, OF_MODEL, SGD, SGG
 from gradscale.options import Interval, OptionError, Pair, Real, check_options
 from gradscale.registry import ENTRIES, REGISTRY, get_entry
 
 
-@pytest.mark.parametrize("table", [ADAM, SGD, LION, LAMB, COMMON, SGG])
+@pytest.mark.parametrize("table", [ADAM, SGD, LION, LAMB, COMMON, SGG, OF_MODEL])
 def test_defaults_are_allowed_by_their_own_kind(table):
     for name, option in table.items():
         assert option.kind.check(option.default) == option.default, name
@@ -23,7 +23,10 @@ def test_defaults_are_allowed_by_their_own_kind(table):
 def test_every_entry_names_a_class_that_takes_its_options_with_the_tables_defaults(entry):
     cls = entry.load()
     optimizer = cls([torch.nn.Parameter(torch.ones(2, 2))])
+    assert len(optimizer.param_groups) == 1  # options of the model, at their defaults, split nothing
     for name, option in entry.options.items():
+        if name in OF_MODEL:
+            continue
         made = optimizer.kernel if name == "kernel" else optimizer.defaults[name]
         assert made == option.default, name
 
