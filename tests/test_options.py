@@ -7,12 +7,12 @@ import torch
 
 from gradscale import SGGAdamW
 from gradscale.optim.sgg_options import SGGOptions
-from gradscale.option_tables import ADAM, COMMON, LAMB, LION, OF_MODEL, SGD, SGG
+from gradscale.option_tables import ADAM, COMMON, LAMB, LION, SGD, SGG, STEP
 from gradscale.options import Interval, OptionError, Pair, Real, check_options
 from gradscale.registry import ENTRIES, REGISTRY, get_entry
 
 
-@pytest.mark.parametrize("table", [ADAM, SGD, LION, LAMB, COMMON, SGG, OF_MODEL])
+@pytest.mark.parametrize("table", [ADAM, SGD, LION, LAMB, COMMON, SGG, STEP])
 def test_defaults_are_allowed_by_their_own_kind(table):
     for name, option in table.items():
         assert option.kind.check(option.default) == option.default, name
@@ -23,11 +23,10 @@ def test_defaults_are_allowed_by_their_own_kind(table):
 def test_every_entry_names_a_class_that_takes_its_options_with_the_tables_defaults(entry):
     cls = entry.load()
     optimizer = cls([torch.nn.Parameter(torch.ones(2, 2))])
-    assert len(optimizer.param_groups) == 1  # options of the model, at their defaults, split nothing
+    own_rates = len(optimizer.param_groups) - 1
+    elsewhere = {"kernel": optimizer.kernel, "embedding_lr_factor": 1.0 + own_rates}
     for name, option in entry.options.items():
-        if name in OF_MODEL:
-            continue
-        made = optimizer.kernel if name == "kernel" else optimizer.defaults[name]
+        made = elsewhere[name] if name in elsewhere else optimizer.defaults[name]
         assert made == option.default, name
 
 

@@ -60,9 +60,9 @@ def check_sgg(options: Mapping[str, Any]) -> None:
     """Some groupings need a library, and some options speak of what others have left nothing of.
 
     Raises:
-        OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, or that
-            of a layer where it says nothing, host memory is
-            asked for where there are no labels, rows in a block where there are no blocks, or pools where there are.
+        OptionError: scikit-learn is missing, D over parameters is asked for where it is not defined, or that of a layer
+            where it says nothing, host memory is asked for where there are no labels, rows in a block where there are
+            no blocks, or pools where there are.
     """
     grouping, statistic, over = options["grouping"], options["statistic"], options["global_mda"]
     if grouping in SKLEARN_GROUPINGS and importlib.util.find_spec("sklearn") is None:

@@ -74,7 +74,7 @@ LARS: Mapping[str, Option] = MappingProxyType(
     }
 )
 
-# Options of the step itself, whatever the base and the scaler.
+# Options of every optimizer with a step of its own, whatever the base and the scaler.
 KAHAN_SUM = Option(Flag(), False, "keep what rounding takes from 16-bit parameters, and give it back (2 bytes each)")
 STEP: Mapping[str, Option] = MappingProxyType(
     {
@@ -84,12 +84,6 @@ STEP: Mapping[str, Option] = MappingProxyType(
             "run the step as code from torch.compile, operation by operation, or as the model's size suggests",
         ),
         "kahan_sum": KAHAN_SUM,
-    }
-)
-
-# Options that need the model.
-OF_MODEL: Mapping[str, Option] = MappingProxyType(
-    {
         "embedding_lr_factor": Option(
             Real(0.0, low_open=True), 1.0, "what the learning rate of the input embedding is multiplied by"
         ),

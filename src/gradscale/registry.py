@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from gradscale import base_tables as bases
 from gradscale.option_checks import Check, check_apollo, check_dgs, check_sgd, check_sgg
-from gradscale.option_tables import ADAM, ADAPTER, DGS, DGS_ON_ADAM, LAMB, LARS, LION, OF_MODEL, SGD, SGG, STEP
+from gradscale.option_tables import ADAM, ADAPTER, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
 from gradscale.options import Option, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -154,7 +154,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_adamw",
         target="gradscale.optim.sgg_adam:SGGAdamW",
         summary="SGG on AdamW (decoupled weight decay)",
-        options=MappingProxyType({**ADAM, **SGG, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=SGG_TRAINER_DEFAULTS,
         checks=(check_sgg,),
@@ -163,7 +163,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_adam",
         target="gradscale.optim.sgg_adam:SGGAdam",
         summary="SGG on Adam (weight decay added to the gradient)",
-        options=MappingProxyType({**ADAM, **SGG, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         trainer_defaults=SGG_TRAINER_DEFAULTS,
         checks=(check_sgg,),
@@ -172,7 +172,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_sgd",
         target="gradscale.optim.sgg_sgd:SGGSGD",
         summary="SGG on SGD, with or without momentum",
-        options=MappingProxyType({**SGD, **SGG, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**SGD, **SGG, **STEP}),
         trainer_defaults=SGG_TRAINER_DEFAULTS,
         checks=(check_sgd, check_sgg),
     ),
@@ -180,7 +180,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_lion",
         target="gradscale.optim.sgg_lion:SGGLion",
         summary="SGG on Lion (decoupled weight decay)",
-        options=MappingProxyType({**LION, **SGG, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**LION, **SGG, **STEP}),
         # --adam_beta1 and --adam_beta2 have Adam's defaults, which cannot be told from a choice: they are not Lion's.
         trainer_defaults=SGG_TRAINER_DEFAULTS,
         checks=(check_sgg,),
@@ -189,7 +189,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_lamb",
         target="gradscale.optim.sgg_lamb:SGGLamb",
         summary="SGG on LAMB (decoupled weight decay, trust ratios of matrices)",
-        options=MappingProxyType({**LAMB, **SGG, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**LAMB, **SGG, **STEP}),
         # Not eps: the default of --adam_epsilon is Adam's, a hundredth of LAMB's.
         trainer_fields=MappingProxyType({"betas": _ADAM_FIELDS["betas"]}),
         trainer_defaults=SGG_TRAINER_DEFAULTS,
@@ -199,21 +199,21 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="dgs_sgd",
         target="gradscale.optim.dgs:DGSSGD",
         summary="DGS on SGD",
-        options=MappingProxyType({**SGD, **DGS, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**SGD, **DGS, **STEP}),
         checks=(check_sgd, check_dgs),
     ),
     OptimizerEntry(
         name="dgs_lars",
         target="gradscale.optim.dgs:DGSLARS",
         summary="DGS on LARS",
-        options=MappingProxyType({**LARS, **DGS, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**LARS, **DGS, **STEP}),
         checks=(check_dgs,),
     ),
     OptimizerEntry(
         name="dgs_adamw",
         target="gradscale.optim.dgs:DGSAdamW",
         summary="DGS on AdamW (decoupled weight decay)",
-        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         checks=(check_dgs,),
     ),
@@ -221,7 +221,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="dgs_adam",
         target="gradscale.optim.dgs:DGSAdam",
         summary="DGS on Adam (weight decay added to the gradient)",
-        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP, **OF_MODEL}),
+        options=MappingProxyType({**ADAM, **DGS_ON_ADAM, **STEP}),
         trainer_fields=_ADAM_FIELDS,
         checks=(check_dgs,),
     ),

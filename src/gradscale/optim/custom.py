@@ -14,7 +14,7 @@ from gradscale.bases.adam import Number
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group, Layer, Plan, Slot, State
 from gradscale.optim.scaled import ScaledOptimizer
-from gradscale.option_tables import OF_MODEL, STEP, TORCH_SWITCHES
+from gradscale.option_tables import STEP, TORCH_SWITCHES
 from gradscale.options import Flag, Option, nearest
 from gradscale.presets import expanded, takes_presets
 
@@ -235,4 +235,4 @@ class CustomOptimizer(ScaledOptimizer):
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Every option that `--optim_args` may give."""
-        return {**cls.base.options, **cls.scaler.options, "maximize": _MAXIMIZE, **STEP, **OF_MODEL}
+        return {**cls.base.options, **cls.scaler.options, "maximize": _MAXIMIZE, **STEP}

@@ -28,7 +28,7 @@ def split_by_target(params: Any, module: nn.Module, target_modules: str | list[s
     """
     chosen = {id(param) for param in select_parameters(module, target_modules)}
     groups: list[dict[str, Any]] = []
-    for group in _as_groups(params):
+    for group in as_groups(params):
         parts: dict[bool, list[Any]] = {True: [], False: []}
         for item in group["params"]:
             parts[id(tensor_of(item)) in chosen].append(item)
@@ -68,7 +68,7 @@ def split_embedding(params: Any, module: nn.Module, factor: float, lr: Any) -> l
             "(get_input_embeddings)"
         )
     groups: list[dict[str, Any]] = []
-    for group in _as_groups(params):
+    for group in as_groups(params):
         own = [item for item in group["params"] if tensor_of(item) is embedding]
         others = [item for item in group["params"] if tensor_of(item) is not embedding]
         if others or not own:
@@ -103,7 +103,8 @@ def named_tensors(params: Iterable[Any], names: Mapping[Tensor, str]) -> list[tu
     return [(name or names.get(tensor), tensor) for name, tensor in pairs if isinstance(tensor, Tensor)]
 
 
-def _as_groups(params: Any) -> list[dict[str, Any]]:
+def as_groups(params: Any) -> list[dict[str, Any]]:
+    """Return new param groups of what optimizers take: tensors, (name, tensor) pairs, or groups of them."""
     if isinstance(params, Tensor):
         raise TypeError(f"params must be an iterable of tensors or dicts, not one tensor of shape {list(params.shape)}")
     items = list(params)

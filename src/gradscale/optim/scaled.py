@@ -23,7 +23,7 @@ from gradscale.optim.pools import check_pool_names, check_pools_anything
 from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
-from gradscale.option_tables import COMMON, LEARNING_RATE, OF_MODEL, STEP, TORCH_SWITCHES
+from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
 from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
 from gradscale.presets import expanded, takes_presets
 from gradscale.sharding.roster import Roster
@@ -68,7 +68,7 @@ class ScaledOptimizer(StepLoop):
             if module is None:
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
-        factor = check_option("embedding_lr_factor", embedding_lr_factor, OF_MODEL["embedding_lr_factor"])
+        factor = check_option("embedding_lr_factor", embedding_lr_factor, STEP["embedding_lr_factor"])
         if factor != 1:
             if module is None:
                 raise OptionError(f"embedding_lr_factor={factor} needs module=, the model whose embedding is meant")

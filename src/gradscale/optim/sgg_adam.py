@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradscale.optim.adam_rule import AdamRule
 from gradscale.optim.scaled import ScaledOptimizer
-from gradscale.optim.sgg_options import SGGOptions, sgg_options
+from gradscale.optim.sgg_options import OF_EVERY_STEP, SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
 
 if TYPE_CHECKING:
@@ -120,18 +120,7 @@ class SGGAdamW(ScaledOptimizer):
             "moments_dtype": moments_dtype,
             "kahan_sum": kahan_sum,
         }
-        keywords = (
-            *of_base,
-            "foreach",
-            "capturable",
-            "differentiable",
-            "fused",
-            "kernel",
-            "module",
-            "target_modules",
-            "embedding_lr_factor",
-        )
-        defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=keywords)}
+        defaults = {**of_base, **sgg_options(sgg, owner=type(self).__name__, others=(*of_base, *OF_EVERY_STEP))}
         switches = {"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused}
         super().__init__(
             params,

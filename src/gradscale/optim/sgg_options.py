@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
-from gradscale.option_tables import SGG
+from gradscale.option_tables import SGG, STEP, TORCH_SWITCHES
 from gradscale.options import nearest
 from gradscale.presets import NAME, expanded
+
+# The keywords of every optimizer with a step of its own, beside those of base and scaler.
+OF_EVERY_STEP = (*TORCH_SWITCHES, *STEP, "module", "target_modules")
 
 
 class SGGOptions(TypedDict, total=False):

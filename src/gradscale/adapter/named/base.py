@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscale.adapter.named.groups import as_groups
 from gradscale.adapter.sgg import SGG
 from gradscale.optim.members import Member
-from gradscale.optim.param_groups import split_by_target
+from gradscale.optim.param_groups import as_groups, split_by_target
 from gradscale.option_tables import ADAPTER, LEARNING_RATE
 from gradscale.option_tables import SGG as SGG_TABLE
 from gradscale.options import OptionError, check_option, check_options

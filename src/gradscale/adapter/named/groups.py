@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import Tensor
-
-from gradscale.optim.param_groups import as_list, tensor_of
-
-
-def as_groups(params: Any) -> list[dict[str, Any]]:
-    """Return new param groups of what optimizers take: tensors, (name, tensor) pairs, or groups of them."""
-    if isinstance(params, Tensor):
-        raise TypeError(f"params must be an iterable of tensors or dicts, not one tensor of shape {list(params.shape)}")
-    items = list(params)
-    if items and isinstance(items[0], dict):
-        return [{**group, "params": as_list(group["params"])} for group in items]
-    return [{"params": items}]
+from gradscale.optim.param_groups import tensor_of
 
 
 def split_groups(
@@ -26,7 +14,7 @@ def split_groups(
     """Split param groups so that each holds only chosen or only other parameters.
 
     Args:
-        groups: see `as_groups`.
+        groups: see `gradscale.optim.param_groups.as_groups`.
         chosen: ids of the chosen parameters.
         of_chosen: options that their groups get, where they have none of their own.
         of_others: likewise of the others.
