@@ -165,4 +165,5 @@ def test_the_embeddings_rate_follows_the_schedule(tmp_path):
     assert max(plain for plain, *_ in rates) == 1e-3
     for plain, of_embedding, of_vectors in rates:
         assert of_embedding == pytest.approx(8 * plain) and of_vectors == plain
-    assert trainer.state.log_history[2]["learning_rate"] == rates[2][0]
+    # transformers 5 logs the rate that the step has had, 4.46 the one that the next will have.
+    assert trainer.state.log_history[2]["learning_rate"] in (rates[2][0], rates[3][0])
