@@ -111,8 +111,11 @@ def test_the_papers_setting_moves_a_scale_by_a_hundredth_of_its_ratio(make):
 
 def test_options_of_the_command_line_take_presets():
     entry = get_entry("sgg_adamw")
-    assert parse_optim_args("preset=paper", entry) == PAPER
-    assert parse_optim_args({"preset": "paper", "labels": "live"}, entry) == {**PAPER, "labels": "live"}
+    of_adam = {"nesterov": False, "embedding_lr_factor": 1.0}
+    assert parse_optim_args("preset=paper", entry) == {**PAPER, **of_adam}
+    given = {"preset": "paper", "labels": "live", "nesterov": True}
+    assert parse_optim_args(given, entry) == {**PAPER, **of_adam, "labels": "live", "nesterov": True}
+    assert parse_optim_args("preset=paper", get_entry("sgg_muon")) == PAPER
     assert parse_optim_args("preset=default,n_clusters=2", entry) == {"n_clusters": 2}
     with pytest.raises(OptionError, match="--optim_args: preset='best' is not allowed"):
         parse_optim_args("preset=best", entry)
@@ -122,12 +125,27 @@ def test_options_of_the_command_line_take_presets():
         parse_optim_args("preset=paper", get_entry("dgs_sgd"))
 
 
+@pytest.mark.parametrize("cls", [SGGAdamW, SGGAdam])
+def test_a_preset_says_of_adam_whether_it_looks_ahead(cls):
+    def of(**options):
+        return [group["nesterov"] for group in cls([layer()], **options).param_groups]
+
+    assert of() == of(preset="default") == of(preset="paper", nesterov=True) == [True]
+    assert of(preset="paper") == of(nesterov=False) == [False]
+    groups = [{"params": [layer()], "preset": "paper"}, {"params": [layer()], "preset": "paper", "nesterov": True}]
+    assert [group["nesterov"] for group in cls(groups).param_groups] == [False, True]
+    # Of SGD it needs a momentum, and no preset turns it on.
+    assert SGGSGD([layer()], momentum=0.9).param_groups[0]["nesterov"] is False
+
+
 @pytest.mark.parametrize(("given", "interval"), [(None, 0.05), ("preset=default", 0.05), ("preset=paper", 500)])
 def test_the_defaults_of_a_trainer_are_a_share_of_the_run_and_the_papers_interval_is_not(tmp_path, given, interval):
     from transformers import TrainingArguments
 
     arguments = TrainingArguments(output_dir=tmp_path, optim="sgg_adamw", optim_args=given, report_to="none")
-    assert constructor_options(arguments, get_entry("sgg_adamw"))["recluster_interval"] == interval
+    options = constructor_options(arguments, get_entry("sgg_adamw"))
+    assert options["recluster_interval"] == interval
+    assert options["embedding_lr_factor"] == (1.0 if given == "preset=paper" else "auto")
     with pytest.raises(OptionError, match="preset='papers' is not allowed"):
         TrainingArguments(output_dir=tmp_path, optim="sgg_adamw", optim_args="preset=papers", report_to="none")
 

@@ -85,8 +85,8 @@ def check_sgg(options: Mapping[str, Any]) -> None:
         )
     if over == "layer" and grouping == "layer":
         raise OptionError(
-            f"global_mda={over!r} is not allowed with grouping={grouping!r}: one cluster that is compared with itself "
-            "always has a scale of 1"
+            f"global_mda={over!r} (the default) is not allowed with grouping={grouping!r}: one cluster that is "
+            "compared with itself always has a scale of 1; use global_mda='clusters'"
         )
     if options["labels_device"] != "device" and (options["labels"] == "live" or grouping in _WITHOUT_LABELS):
         name, value = ("labels", "live") if options["labels"] == "live" else ("grouping", grouping)

@@ -175,6 +175,23 @@ class Maybe:
         return None if value is None else self.kind.check(value)
 
 
+AUTO = "auto"  # a value that is found out when the optimizer is made
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The word "auto", or what another kind allows."""
+
+    kind: Kind
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return f"{AUTO!r} or {self.kind.allowed}"
+
+    def check(self, value: Any) -> Any:  # noqa: D102
+        return AUTO if value == AUTO else self.kind.check(value)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A number of steps (an integer >= 1) or a fraction of the run (a float strictly between 0 and 1)."""

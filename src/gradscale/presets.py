@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gradscale.option_tables import SGG
+from gradscale.option_tables import ADAM, SGG, STEP
 from gradscale.options import Choice, Option, check_option
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -37,6 +37,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         ),
     }
 )
+# What presets say of options that only some optimizers with SGG have; where nothing stands, the optimizer's default.
+OF_SOME: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "default": MappingProxyType({}),
+        # The paper scales Adam and AdamW as they are, at one learning rate for all layers.
+        "paper": MappingProxyType({"nesterov": False, "embedding_lr_factor": 1.0}),
+    }
+)
 PRESET = Option(
     Choice(tuple(PRESETS)),
     "default",
@@ -50,12 +58,15 @@ def takes_presets(options: Mapping[str, Option]) -> bool:
     return SGG.keys() <= options.keys()
 
 
-def expanded(given: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+def expanded(
+    given: Mapping[str, Any], *, prefix: str = "", beside: Mapping[str, Option] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return options with the values of a preset in its place; what is given beside it wins.
 
     Args:
         given: options by name, of a constructor or a param group. Without a preset they are returned as they are.
         prefix: of the names.
+        beside: options that there are beside those of SGG, of which a preset may have values too (`OF_SOME`).
 
     Raises:
         OptionError: there is no such preset.
@@ -64,4 +75,23 @@ def expanded(given: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
     if f"{prefix}{NAME}" not in options:
         return options
     name = check_option(NAME, options.pop(f"{prefix}{NAME}"), PRESET)
-    return {**{f"{prefix}{key}": value for key, value in PRESETS[name].items()}, **options}
+    # SGD and Muon have options of the same name, of which the presets say nothing.
+    also = {key: value for key, value in OF_SOME[name].items() if key in beside and _is_ours(key, beside[key])}
+    values = {**PRESETS[name], **also}
+    return {**{f"{prefix}{key}": value for key, value in values.items()}, **options}
+
+
+def _is_ours(name: str, option: Option) -> bool:
+    known = {**ADAM, **STEP}[name]
+    return (option.kind, option.help) == (known.kind, known.help)
+
+
+def of_preset(name: str, given: Mapping[str, Any], options: Mapping[str, Option]) -> Any:
+    """Return what an option of the base is where it is not given: what the preset says of it, or else its default.
+
+    Args:
+        name: of the option.
+        given: options of SGG, of which a preset may be one.
+        options: those of the base.
+    """
+    return OF_SOME.get(given.get(NAME, PRESET.default), {}).get(name, options[name].default)

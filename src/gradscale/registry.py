@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from gradscale import base_tables as bases
 from gradscale.option_checks import Check, check_apollo, check_dgs, check_sgd, check_sgg
-from gradscale.option_tables import ADAM, ADAPTER, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, STEP
-from gradscale.options import Option, nearest
+from gradscale.option_tables import ADAM, ADAPTER, DGS, DGS_ON_ADAM, LAMB, LARS, LION, SGD, SGG, SGG_ADAM, STEP
+from gradscale.options import AUTO, Option, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -58,6 +58,8 @@ _ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": (
 # A 300-step fine-tune must not silently be plain AdamW: inside a Trainer the default interval is a share of the run
 # (the paper uses 1 to 5 % of all steps).
 SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
+# There the model is known, too, and with it the embedding. Measured with Adam alone.
+_SGG_ADAM_TRAINER_DEFAULTS = MappingProxyType({**SGG_TRAINER_DEFAULTS, "embedding_lr_factor": AUTO})
 
 
 def _adapted(
@@ -154,18 +156,18 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         name="sgg_adamw",
         target="gradscale.optim.sgg_adam:SGGAdamW",
         summary="SGG on AdamW (decoupled weight decay)",
-        options=MappingProxyType({**ADAM, **SGG, **STEP}),
+        options=MappingProxyType({**SGG_ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
-        trainer_defaults=SGG_TRAINER_DEFAULTS,
+        trainer_defaults=_SGG_ADAM_TRAINER_DEFAULTS,
         checks=(check_sgg,),
     ),
     OptimizerEntry(
         name="sgg_adam",
         target="gradscale.optim.sgg_adam:SGGAdam",
         summary="SGG on Adam (weight decay added to the gradient)",
-        options=MappingProxyType({**ADAM, **SGG, **STEP}),
+        options=MappingProxyType({**SGG_ADAM, **SGG, **STEP}),
         trainer_fields=_ADAM_FIELDS,
-        trainer_defaults=SGG_TRAINER_DEFAULTS,
+        trainer_defaults=_SGG_ADAM_TRAINER_DEFAULTS,
         checks=(check_sgg,),
     ),
     OptimizerEntry(

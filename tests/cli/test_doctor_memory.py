@@ -91,6 +91,7 @@ def bytes_of(optimizer):
     return found
 
 
+ONE_SCALE = "grouping=layer,global_mda=clusters"
 PLAIN = {
     "float32": ({}, []),
     "bfloat16": ({"dtype": torch.bfloat16}, ["--dtype", "bf16"]),
@@ -98,7 +99,7 @@ PLAIN = {
     "amsgrad": ({"optim_args": "amsgrad=true"}, ["--optim_args", "amsgrad=true"]),
     "live": ({"optim_args": "labels=live"}, ["--optim_args", "labels=live"]),
     "one cluster": ({"optim_args": "n_clusters=1"}, ["--optim_args", "n_clusters=1"]),
-    "layer": ({"optim_args": "grouping=layer"}, ["--optim_args", "grouping=layer"]),
+    "layer": ({"optim_args": ONE_SCALE}, ["--optim_args", ONE_SCALE]),
     "static": ({"optim_args": "grouping=static"}, ["--optim_args", "grouping=static"]),
     "gmm": ({"optim_args": "grouping=gmm"}, ["--optim_args", "grouping=gmm"]),
     "targets": (

@@ -35,7 +35,7 @@ class LocalNorm(torch.optim.SGD):
                     local.sub_(grad / (grad.norm() + 1e-8), alpha=group["lr"])
 
 
-GROUPING = {"recluster_interval": 2, "scale_decay": 0.5}
+GROUPING = {"recluster_interval": 2, "scale_decay": 0.5, "global_mda": "clusters"}
 ELEMENTWISE = {
     "nadam": (torch.optim.NAdam, {"lr": 1e-2, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "radam": (torch.optim.RAdam, {"lr": 1e-2}),
@@ -82,7 +82,7 @@ CASES = {
     **{name: Case(name) for name in ELEMENTWISE},
     "live": Case("nadam", {"labels": "live"}),
     "live, no momentum": Case("rmsprop", {"labels": "live"}),
-    "layer": Case("momentum", {"grouping": "layer"}),
+    "layer": Case("momentum", {"grouping": "layer", "global_mda": "clusters"}),
     "unlike": Case("adabelief", {}, ({"sgg_n_clusters": 2}, {"sgg_recluster_interval": 3}, {"sgg_scaled": False})),
     "frozen": Case("rmsprop", frozen="second"),
 }

@@ -19,7 +19,7 @@ from tests.engines.loops_zero import make_universal, refusal
 from tests.optim.training import make_model
 
 # Grouped in steps 3 and 6 of 7.
-_SGG = {"recluster_interval": 3, "scale_decay": 0.5, "weight_decay": 0.1}
+_SGG = {"recluster_interval": 3, "scale_decay": 0.5, "weight_decay": 0.1, "global_mda": "clusters"}
 _SGD, _LION, _LAMB = {"lr": 1e-3, **_SGG}, {"lr": 1e-2, **_SGG}, {"lr": 1e-1, **_SGG}
 _NESTEROV = {"momentum": 0.9, "nesterov": True}
 _LATE = (0, 1, 2, 3, 5)  # steps in which a part of the model is not used: both groupings are among them

@@ -16,7 +16,13 @@ from tests.engines.sent import sent_bytes
 from tests.engines.whole_deepspeed import WholeLayers
 from tests.optim.training import batches
 
-OPTIONS = {"lr": 1e-2, "recluster_interval": 4, "scale_decay": 0.5, "weight_decay": 0.1}
+OPTIONS = {
+    "lr": 1e-2,
+    "recluster_interval": 4,
+    "scale_decay": 0.5,
+    "weight_decay": 0.1,
+    "global_mda": "clusters",  # a D that all layers, and all ranks, have a part in
+}
 STEPS, VARIED_STEPS = 20, 12
 ROWS = 6  # of each batch
 
@@ -52,7 +58,7 @@ VARIED = {
     "empty group": {"groups": lambda model: [{"params": []}, *model.groups()[:2], {"params": []}, *model.groups()[2:]]},
     "intervals": {"groups": lambda model: unlike(model.groups())},
     "one cluster": {"n_clusters": 1},
-    "layer": {"grouping": "layer"},
+    "layer": {"grouping": "layer", "global_mda": "clusters"},
     "live": {"labels": "live"},
     "compiled": {"kernel": "compiled"},
     "of the layer": {"global_mda": "layer"},

@@ -11,7 +11,7 @@ from tests.adapter.named_bases import OPTIONS, Model, named
 from tests.engines.loops_zero import refusal
 
 STEPS = 6
-SGG = {"recluster_interval": 2, "scale_decay": 0.5}
+SGG = {"recluster_interval": 2, "scale_decay": 0.5, "global_mda": "clusters"}
 
 
 def train(name, mesh=None):

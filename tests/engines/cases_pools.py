@@ -17,7 +17,8 @@ import tiny  # noqa: E402
 
 ZERO = ("zero2", "zero3 small")
 FSDP1 = {"fsdp1": True, "fsdp1 vectors": False}
-OPTIONS = {"lr": 1e-2, "recluster_interval": 2, "scale_decay": 0.5, "n_clusters": 2, "min_layer_size": 100}
+SIZES = {"n_clusters": 2, "min_layer_size": 100}
+OPTIONS = {"lr": 1e-2, "recluster_interval": 2, "scale_decay": 0.5, "global_mda": "clusters", **SIZES}
 
 
 def adapted():

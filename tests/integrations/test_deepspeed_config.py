@@ -9,7 +9,9 @@ from transformers import TrainingArguments
 from gradscale import OptionError, SGGAdamW
 from gradscale.integrations.accelerate_patch import patch_accelerator
 from gradscale.integrations.deepspeed_config import unsupported_settings
+from gradscale.integrations.trainer_patch import optimizer_class_and_kwargs
 from gradscale.integrations.training_args_patch import check_deepspeed
+from gradscale.registry import get_entry
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 KEPT = {**OFFLOAD, "zero_force_ds_cpu_optimizer": False}
@@ -94,11 +96,23 @@ def test_the_installed_accelerate_is_wrapped():
     assert accelerator.load_fsdp_optimizer._gradscale
 
 
-@pytest.mark.parametrize("given", [None, "embedding_lr_factor=1"])
-def test_a_schedule_of_deepspeeds_own_is_fine_where_all_rates_are_one(given):
+@pytest.mark.parametrize("given", ["preset=paper", "embedding_lr_factor=1"])
+def test_a_schedule_of_deepspeeds_own_is_fine_where_all_rates_are_one(given, recwarn):
     args = training_arguments(given)
     args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
     check_deepspeed(args)
+    recwarn.clear()
+    assert optimizer_class_and_kwargs(args, get_entry("sgg_adamw"))[1]["embedding_lr_factor"] == 1 and not recwarn
+
+
+def test_a_schedule_of_deepspeeds_own_makes_auto_one_with_a_warning():
+    args = training_arguments(None)
+    entry = get_entry("sgg_adamw")
+    assert optimizer_class_and_kwargs(args, entry)[1]["embedding_lr_factor"] == "auto"
+    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
+    check_deepspeed(args)
+    with pytest.warns(UserWarning, match='embedding_lr_factor=auto is 1 here: "scheduler" of the DeepSpeed conf'):
+        assert optimizer_class_and_kwargs(args, entry)[1]["embedding_lr_factor"] == 1.0
 
 
 def test_a_schedule_of_deepspeeds_own_would_undo_the_embeddings_rate():

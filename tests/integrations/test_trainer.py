@@ -72,9 +72,9 @@ def test_target_modules(tmp_path):
         make(tmp_path, max_steps=1, optim_target_modules=["q_porj"]).train()
 
 
-def test_one_cluster_is_adamw(tmp_path):
+def test_one_cluster_of_the_papers_setting_is_adamw(tmp_path):
     losses = []
-    for optim, optim_args in (("sgg_adamw", "n_clusters=1"), ("adamw_torch", None)):
+    for optim, optim_args in (("sgg_adamw", "preset=paper,n_clusters=1"), ("adamw_torch", None)):
         trainer = make(tmp_path, max_steps=4, optim=optim, optim_args=optim_args, learning_rate=1e-2)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
@@ -149,7 +149,8 @@ def test_hyper_parameter_search(tmp_path):
     assert groups[0]["initial_lr"] != groups[1]["initial_lr"]
 
 
-def test_the_embeddings_rate_follows_the_schedule(tmp_path):
+@pytest.mark.parametrize("given", ["embedding_lr_factor=8,nesterov=true", None])
+def test_the_embeddings_rate_follows_the_schedule(tmp_path, given):
     rates = []
 
     class Rates(TrainerCallback):
@@ -157,7 +158,7 @@ def test_the_embeddings_rate_follows_the_schedule(tmp_path):
             rates.append([group["lr"] for group in optimizer.param_groups])
 
     options = {"max_steps": 6, "warmup_steps": 2, "learning_rate": 1e-3, "weight_decay": 0.1}
-    trainer = make(tmp_path, {"callbacks": [Rates()]}, optim_args="embedding_lr_factor=8,nesterov=true", **options)
+    trainer = make(tmp_path, {"callbacks": [Rates()]}, optim_args=given, **options)
     trainer.train()
     (embedding,) = inner(trainer).param_groups[1]["params"]
     assert embedding is trainer.model.get_input_embeddings().weight

@@ -49,7 +49,9 @@ def test_none_is_the_base_optimizer_without_any_state(option):
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_every_element_moves_by_the_scale_of_its_group(grouping, labels):
     """In the step of the grouping and in the one after it, against the base's update of the same moments."""
-    params, optimizer = make(dtype=torch.float64, grouping=grouping, labels=labels, scale_decay=0.0, shapes=FEW)
+    over = {"global_mda": "clusters"} if grouping == "layer" else {}
+    own = {"grouping": grouping, "labels": labels, "scale_decay": 0.0, "nesterov": False, **over}
+    params, optimizer = make(dtype=torch.float64, shapes=FEW, **own)
     run(params, optimizer, range(2))
     for step in (2, 3):
         twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
@@ -102,6 +104,7 @@ def test_labels_of_a_grouping_are_those_of_the_momentum_at_that_step():
 def test_a_static_block_has_the_scale_of_its_own_rows(block, absolute):
     sign = "absolute" if absolute else "signed"
     own = {"grouping": "static", "static_block": block, "momentum_sign": sign, "scale_decay": 0.0}
+    own["global_mda"] = "clusters"
     params, optimizer = make(shapes=[(10, 7), (6, 5, 3, 3)], recluster_interval=2, **own)
     run(params, optimizer, range(2))
     size, found = block or 1, []
@@ -190,7 +193,10 @@ def test_compiled_and_eager_steps_of_clusters_in_several_intervals_agree(labels)
             {"grouping": "static", "global_mda": "parameters"},
             "global_mda='parameters' is not allowed with grouping='static'",
         ),
-        ({"grouping": "layer", "global_mda": "layer"}, "global_mda='layer' is not allowed with grouping='layer'"),
+        (
+            {"grouping": "layer", "global_mda": "layer"},
+            r"global_mda='layer' \(the default\) is not allowed with grouping='layer'.* use global_mda='clusters'",
+        ),
         ({"labels_device": "gpu"}, "labels_device='gpu' is not allowed"),
         ({"labels_device": "cpu", "labels": "live"}, "labels_device='cpu' is not allowed with labels='live'"),
         (

@@ -16,7 +16,7 @@ VARIANTS = [
     {"momentum_sign": "absolute"},
     {"labels": "live"},
     {"global_mda": "parameters"},
-    {"global_mda": "layer"},
+    {"global_mda": "clusters", "nesterov": False},
     {"global_mda": "layer", "labels": "live", "n_clusters": 4, "min_layer_size": 577},
     {"min_layer_size": 577},  # the square layer has 576 elements, the convolution 288
     {"labels": "live", "min_layer_size": 577},
@@ -85,7 +85,9 @@ def test_one_cluster_costs_no_state():
 
 def test_grouping_by_layer_gives_each_layer_one_scale():
     model = make_model()
-    optimizer = SGGAdamW(model.parameters(), recluster_interval=2, grouping="layer", scale_decay=0.0)
+    optimizer = SGGAdamW(
+        model.parameters(), recluster_interval=2, grouping="layer", global_mda="clusters", scale_decay=0.0
+    )
     train(model, optimizer, batches(2))
     mda = [layer.mda[0] for layer in optimizer.grouping_report.layers]
     scales = [layer.scales for layer in optimizer.grouping_report.layers]

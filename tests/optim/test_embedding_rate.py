@@ -5,6 +5,7 @@ have rates of their own), and against one that reaches other parameters.
 """
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from gradscale import SGGSGD, SGGAdam, SGGAdamW, SGGLamb, SGGLion
 from gradscale.extend import CustomOptimizer, PlainRule, SGGScaler
 from gradscale.optim.dgs import DGSLARS, DGSSGD, DGSAdam, DGSAdamW
+from gradscale.optim.param_groups import EMBEDDING_FACTOR
 from gradscale.options import OptionError
 
 
@@ -25,6 +27,9 @@ class Language(nn.Module):
 
     def get_input_embeddings(self):
         return self.embed
+
+    def get_output_embeddings(self):
+        return self.head
 
     def forward(self, ids):
         return self.head(self.norm(self.embed(ids)))
@@ -112,6 +117,42 @@ def test_a_tied_head_goes_along():
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 1]
 
 
+def rates(params, **options):
+    return [
+        group["lr"] for group in SGGAdamW(params, embedding_lr_factor="auto", **{"lr": 1e-2, **options}).param_groups
+    ]
+
+
+def test_auto_is_the_factor_that_measured_best_where_it_can_act():
+    model, _ = models()
+    assert rates(model.parameters(), module=model) == [1e-2, EMBEDDING_FACTOR * 1e-2] and EMBEDDING_FACTOR != 1
+    own = [{"params": [model.embed.weight], "lr": 1e-3}, {"params": [model.head.weight]}]
+    assert rates(own, module=model) == [EMBEDDING_FACTOR * 1e-3, 1e-2]
+
+
+def test_auto_is_1_without_a_word_where_there_is_no_rate_to_choose():
+    model, _ = models()
+    tied, _ = models(tied=True)
+    frozen, _ = models()
+    frozen.embed.weight.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rates(model.parameters()) == [1e-2]  # nobody says which is the embedding
+        assert rates(tied.parameters(), module=tied) == [1e-2]
+        assert rates([p for p in frozen.parameters() if p.requires_grad], module=frozen) == [1e-2]
+        assert rates(model.head.parameters(), module=model.head) == [1e-2]
+
+
+def test_auto_warns_where_a_rate_that_was_to_be_is_not():
+    model, _ = models()
+    with pytest.warns(
+        UserWarning, match="embedding_lr_factor=auto is 1 here: the input embedding is in no param group"
+    ):
+        assert rates(model.head.parameters(), module=model) == [1e-2]
+    with pytest.warns(UserWarning, match="embedding_lr_factor=auto is 1 here: the learning rate is a tensor"):
+        assert rates(model.parameters(), module=model, lr=torch.tensor(1e-2)) == [torch.tensor(1e-2)]
+
+
 @pytest.mark.parametrize("factor", [0, -1, "8", None, float("nan"), float("inf"), True])
 def test_other_values_are_refused(factor):
     model, _ = models()
@@ -145,15 +186,15 @@ def test_a_checkpoint_goes_on_with_the_same_rates():
     assert [group["nesterov"] for group in resumed.param_groups] == [True, True]
 
 
-def test_a_checkpoint_from_before_nesterov_goes_on_without():
+def test_a_checkpoint_that_does_not_speak_of_nesterov_leaves_it_as_it_is():
     model, twin = models()
-    optimizer = SGGAdamW(model.parameters(), lr=1e-2)
+    optimizer = SGGAdamW(model.parameters(), lr=1e-2, nesterov=False)
     train(model, optimizer)
     saved = copy.deepcopy(optimizer.state_dict())
     for group in saved["param_groups"]:
         del group["nesterov"]
     twin.load_state_dict(model.state_dict())
-    resumed = SGGAdamW(twin.parameters(), lr=1e-2)
+    resumed = SGGAdamW(twin.parameters(), lr=1e-2, nesterov=False)
     resumed.load_state_dict(saved)
     train(model, optimizer)
     train(twin, resumed)

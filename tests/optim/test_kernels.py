@@ -21,10 +21,10 @@ CASES = [
     (SGGAdamW, {}),
     (SGGAdamW, {"labels": "live"}),
     (SGGAdamW, {"labels": "live", "momentum_sign": "absolute", "n_clusters": 2}),
-    (SGGAdamW, {"grouping": "layer"}),
+    (SGGAdamW, {"grouping": "layer", "global_mda": "clusters"}),
     (SGGAdamW, {"n_clusters": 9}),
     (SGGAdamW, {"amsgrad": True, "maximize": True}),
-    (SGGAdamW, {"nesterov": True}),
+    (SGGAdamW, {"nesterov": False}),
     (SGGAdam, {}),
 ]
 

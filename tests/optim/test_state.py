@@ -26,7 +26,7 @@ VARIANTS = [
             {},
             {"labels": "live"},
             {"amsgrad": True},
-            {"grouping": "layer"},
+            {"grouping": "layer", "global_mda": "clusters"},
             {"n_clusters": 1},
             {"n_clusters": 5},
         )

@@ -13,8 +13,8 @@ NEUTRAL = {"form": "equation", "beta": 1.0, "sigma": 1.0, "gamma": 0.0}
 PAIRS = [
     pytest.param(ours, theirs, id=name)
     for name, ours, theirs in [
-        ("SGGAdamW", SGGAdamW, torch.optim.AdamW),
-        ("SGGAdam", SGGAdam, torch.optim.Adam),
+        ("SGGAdamW", partial(SGGAdamW, nesterov=False), torch.optim.AdamW),
+        ("SGGAdam", partial(SGGAdam, nesterov=False), torch.optim.Adam),
         ("DGSAdamW", partial(DGSAdamW, **NEUTRAL), torch.optim.AdamW),
         ("DGSAdam", partial(DGSAdam, **NEUTRAL), torch.optim.Adam),
     ]

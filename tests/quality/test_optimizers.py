@@ -22,6 +22,8 @@ from tests.training.conftest import make_text
 MODEL = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
 MODEL = {**MODEL, "num_attention_heads": 2, "tie_word_embeddings": False}
 
+ONE_SCALE = {"grouping": "layer", "global_mda": "clusters"}
+
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
@@ -114,7 +116,7 @@ def test_an_optimizer_that_takes_the_model_has_the_studys_decay_and_the_layers_m
             "control='random_labels' is not allowed with labels='live', which leaves it nothing",
         ),
         (
-            {"optim": "sgg_adamw", "control": "permuted_scales", "options": {"grouping": "layer"}},
+            {"optim": "sgg_adamw", "control": "permuted_scales", "options": ONE_SCALE},
             "control='permuted_scales' is not allowed with grouping='layer'",
         ),
         ({"optim": "sgg_adamw", "unscaled": "head"}, "unscaled='head' is not allowed: expected a list of embedding"),

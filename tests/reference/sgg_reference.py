@@ -82,16 +82,18 @@ class ReferenceSGGAdamW:
         scale_bounds=(0.1, 10.0),
         momentum_sign="signed",
         labels="frozen",
-        global_mda="clusters",
+        global_mda="layer",
         statistic="mda",
         min_layer_size=0,
         decoupled=True,
+        nesterov=True,
     ):
         self.params = {name: np.array(value, dtype=np.float64) for name, value in params.items()}
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.n_clusters, self.interval, self.scale_decay = n_clusters, recluster_interval, scale_decay
         self.bounds, self.sign, self.label_mode, self.global_mda = scale_bounds, momentum_sign, labels, global_mda
         self.statistic, self.min_layer_size, self.decoupled = statistic, min_layer_size, decoupled
+        self.nesterov = nesterov
         self.step_count = 0
         self.m = {name: np.zeros_like(value) for name, value in self.params.items()}
         self.v = {name: np.zeros_like(value) for name, value in self.params.items()}
@@ -135,16 +137,19 @@ class ReferenceSGGAdamW:
         """One step from a dict of gradients."""
         self.step_count += 1
         beta1, beta2 = self.betas
-        for name, grad in grads.items():
-            grad = np.asarray(grad, dtype=np.float64)
+        grads = {name: np.asarray(grad, dtype=np.float64) for name, grad in grads.items()}
+        for name in grads:
             if not self.decoupled:
-                grad = grad + self.weight_decay * self.params[name]
+                grads[name] = grads[name] + self.weight_decay * self.params[name]
+            grad = grads[name]
             self.m[name] = beta1 * self.m[name] + (1 - beta1) * grad
             self.v[name] = beta2 * self.v[name] + (1 - beta2) * grad**2
         if self.step_count % self.interval == 0:
             self.group()
         for name in grads:
             m_hat = self.m[name] / (1 - beta1**self.step_count)
+            if self.nesterov:  # as if the gradient came again
+                m_hat = (beta1 * self.m[name] + (1 - beta1) * grads[name]) / (1 - beta1 ** (self.step_count + 1))
             v_hat = self.v[name] / (1 - beta2**self.step_count)
             rate = np.full(self.params[name].size, self.lr)
             if name in self.labels:

@@ -74,7 +74,7 @@ def parse_optim_args(
         return checked
     if checked.get(NAME) == PRESET.default:
         del checked[NAME]
-    return expanded(checked)
+    return expanded(checked, beside=entry.options)
 
 
 def _options(entry: OptimizerEntry) -> dict[str, Option]:

@@ -202,12 +202,12 @@ class CustomOptimizer(ScaledOptimizer):
         *,
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
-        embedding_lr_factor: float = 1.0,
+        embedding_lr_factor: float | Literal["auto"] = 1.0,
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         **options: Any,
     ) -> None:
         if takes_presets(self.scaler.options):
-            options = expanded(options)
+            options = expanded(options, beside=self.base.options)
         defaults: dict[str, Any] = {
             "lr": lr,
             "weight_decay": self.default_weight_decay if weight_decay is None else weight_decay,

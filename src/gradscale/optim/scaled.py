@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.param_groups import (
     as_list,
+    auto_embedding_factor,
     group_members,
     named_tensors,
     names_of,
@@ -24,7 +25,7 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
 from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
-from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
+from gradscale.options import AUTO, DEFERRED, Integer, Option, OptionError, check_option, check_options
 from gradscale.presets import expanded, takes_presets
 from gradscale.sharding.roster import Roster
 
@@ -45,7 +46,7 @@ class ScaledOptimizer(StepLoop):
         *,
         module: nn.Module | None,
         target_modules: str | list[str] | None,
-        embedding_lr_factor: float,
+        embedding_lr_factor: float | Literal["auto"],
         switches: Mapping[str, bool | None],
         kernel: str,
     ) -> None:
@@ -56,7 +57,7 @@ class ScaledOptimizer(StepLoop):
             defaults: every option of base and scaler, by name.
             module: the model, for parameter names and `target_modules`.
             target_modules: which modules' layers are scaled; None scales all.
-            embedding_lr_factor: what the learning rate of the input embedding is multiplied by.
+            embedding_lr_factor: what the learning rate of the input embedding is multiplied by, or "auto".
             switches: `foreach` and its kind, which have nothing to switch.
             kernel: how the step runs: "auto", "compiled" or "eager".
         """
@@ -69,6 +70,8 @@ class ScaledOptimizer(StepLoop):
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
         factor = check_option("embedding_lr_factor", embedding_lr_factor, STEP["embedding_lr_factor"])
+        if factor == AUTO:
+            params, factor = auto_embedding_factor(params, module, defaults["lr"])
         if factor != 1:
             if module is None:
                 raise OptionError(f"embedding_lr_factor={factor} needs module=, the model whose embedding is meant")
@@ -116,7 +119,7 @@ class ScaledOptimizer(StepLoop):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if takes_presets(self.scaler.options):
-            param_group = expanded(param_group)
+            param_group = expanded(param_group, beside=self.base.options)
         checked = self._checked({**self.defaults, **param_group})
         group = {key: checked[key] for key in param_group}
         if not isinstance(group["params"], set):  # torch has its own word on sets

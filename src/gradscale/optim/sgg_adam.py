@@ -11,6 +11,8 @@ from gradscale.optim.adam_rule import AdamRule
 from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.optim.sgg_options import OF_EVERY_STEP, SGGOptions, sgg_options
 from gradscale.optim.sgg_scaler import SGGScaler
+from gradscale.option_tables import SGG_ADAM
+from gradscale.presets import of_preset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,8 +28,9 @@ class SGGAdamW(ScaledOptimizer):
         S[l, c] <- scale_decay S[l, c] + (1 - scale_decay) clamp(D / D[l, c], scale_bounds)
         theta_i <- theta_i - lr weight_decay theta_i - lr S[l, c(i)] AdamW direction_i
 
-    Before the first grouping, with `n_clusters=1`, and for vectors and scalars it is AdamW. 16-bit parameters are
-    updated in float32 and rounded once.
+    Before the first grouping, with `n_clusters=1`, and for vectors and scalars it is AdamW, by default with Nesterov's
+    momentum; with `nesterov=False` (which `preset="paper"` has) it is that of torch. 16-bit parameters are updated in
+    float32 and rounded once.
 
     Args:
         params: tensors, (name, tensor) pairs, or param groups of them. A group may set any option of its own, and
@@ -38,7 +41,8 @@ class SGGAdamW(ScaledOptimizer):
         weight_decay: decoupled weight decay; not scaled.
         amsgrad: divide by the largest second moment seen so far.
         nesterov: Nesterov's momentum: beta1 m + (1 - beta1) g in the place of m, corrected by 1 - beta1^(t + 1) (NAdam,
-            Dozat, 2016, without its schedule of beta1). What is grouped stays m.
+            Dozat, 2016, without its schedule of beta1). What is grouped stays m. None is what the preset says: True,
+            of the paper's False.
         foreach, capturable, differentiable, fused: torch's switches; `kernel` is in their place, so None and False are
             all they can be.
         maximize: ascend instead of descend.
@@ -76,6 +80,8 @@ class SGGAdamW(ScaledOptimizer):
             expression that matches a whole name, or "all-linear".
         embedding_lr_factor: what the learning rate of the input embedding of `module` is multiplied by, in a param
             group of its own (weight decay, which the rate multiplies, with it). A head that is tied to it goes along.
+            "auto", the default in a Trainer, is 8, and 1 where that could not act or has measured worse: see
+            `gradscale.optim.param_groups.auto_embedding_factor`.
 
     Raises:
         OptionError: (a ValueError) an option is out of range; the message says what is allowed.
@@ -95,7 +101,7 @@ class SGGAdamW(ScaledOptimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
-        nesterov: bool = False,
+        nesterov: bool | None = None,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -106,7 +112,7 @@ class SGGAdamW(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
-        embedding_lr_factor: float = 1.0,
+        embedding_lr_factor: float | Literal["auto"] = 1.0,
         **sgg: Unpack[SGGOptions],
     ) -> None:
         of_base = {
@@ -115,7 +121,7 @@ class SGGAdamW(ScaledOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
-            "nesterov": nesterov,
+            "nesterov": of_preset("nesterov", sgg, SGG_ADAM) if nesterov is None else nesterov,
             "maximize": maximize,
             "moments_dtype": moments_dtype,
             "kahan_sum": kahan_sum,

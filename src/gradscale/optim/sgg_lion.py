@@ -67,7 +67,7 @@ class SGGLion(ScaledOptimizer):
         kernel: Literal["auto", "compiled", "eager"] = "auto",
         module: nn.Module | None = None,
         target_modules: str | list[str] | None = None,
-        embedding_lr_factor: float = 1.0,
+        embedding_lr_factor: float | Literal["auto"] = 1.0,
         **sgg: Unpack[SGGOptions],
     ) -> None:
         of_base = {

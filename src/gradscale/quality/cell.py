@@ -60,6 +60,8 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
     run = _Run(arm, model, optimizer, device)
     schedule, report = arm.schedule, None
     batches = _batches(blocks.train, schedule.batch_size, cell.seed)
+    if schedule.compile:
+        run.compile(next(_batches(blocks.train, schedule.batch_size, cell.seed)))
     losses: list[float] = []
     first = math.inf
     for step in range(schedule.steps):
@@ -90,23 +92,35 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
 class _Run:
     def __init__(self, arm: Arm, model: Any, optimizer: Any, device: str) -> None:
         self._arm, self._model, self._optimizer, self._device = arm, model, optimizer, device
+        self._called = _compiled(model, device) if arm.schedule.compile else model
         self.seconds = 0.0
         self._now = ""
         self.curve: list[tuple[int, float, float]] = []
         self.train_loss: list[tuple[int, float]] = []
         self._groupings: list[tuple[int, dict[str, Any]]] = []
 
+    def compile(self, ids: Tensor) -> None:
+        """Have the code for a step made, whose time is not that of any step; nothing of the run changes."""
+        with torch.random.fork_rng(devices=[] if self._device == "cpu" else None):
+            self._mode("train")
+            self._backward(ids)
+            self._optimizer.zero_grad()
+
     def step(self, ids: Tensor) -> float:
         self._mode("train")
+        total = self._backward(ids)
+        if self._arm.schedule.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._arm.schedule.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total
+
+    def _backward(self, ids: Tensor) -> float:
         total = 0.0
         for part in torch.split(ids, self._arm.schedule.micro_batch_size or len(ids)):
             loss = self._loss(part) * (len(part) / len(ids))
             loss.backward()  # type: ignore[no-untyped-call]  # untyped in torch
             total += float(loss.detach())
-        if self._arm.schedule.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._arm.schedule.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
         return total
 
     def validation_loss(self, blocks: Any) -> float:
@@ -136,7 +150,7 @@ class _Run:
         ids = ids.to(self._device)
         half = self._arm.schedule.precision == "bfloat16"
         with torch.autocast(torch.device(self._device).type, torch.bfloat16, enabled=half):
-            loss: Tensor = self._model(input_ids=ids, labels=ids).loss
+            loss: Tensor = self._called(input_ids=ids, labels=ids).loss
         return loss
 
     def _mode(self, name: str) -> None:
@@ -178,6 +192,17 @@ def _model(task: TrainArguments, tokenizer: Any) -> Any:
     from gradscale.training.model import build_model
 
     return build_model(task, tokenizer)
+
+
+def _compiled(model: Any, device: str) -> Any:
+    """Return the model as code from torch.compile, for batches of few sizes."""
+    if device == "cpu":
+        # Written out, attention is part of the generated code; the backward pass of torch's own, for CPUs and
+        # bfloat16, takes as long as all the rest of a small model.
+        model.set_attn_implementation("eager")
+    # Code for the models of earlier cells would count towards the limit on versions of a function.
+    torch.compiler.reset()
+    return torch.compile(model, dynamic=False)
 
 
 def _with_lora(model: Any, arm: Arm) -> Any:

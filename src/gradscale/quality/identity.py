@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gradscale.presets import PRESETS, expanded, takes_presets
-from gradscale.quality.study import Study
+from gradscale.quality.optimizers import own_rates
+from gradscale.quality.study import Arm, Study
 from gradscale.registry import REGISTRY
 from gradscale.training.arguments import TrainArguments
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 _VERSION = 1  # of what a cell computes: a change that changes results needs another
 # Keys that studies have got since then: cells from before are those of a study that does not give them.
 _LATER = ("unscaled", "lora", "rest")
+_LATER_OF_SCHEDULE = ("micro_batch_size", "compile")
 # Likewise of `gradscale train`, whose model and data studies take: these it had from the beginning.
 _FIRST_OF_TASK = frozenset(
     "model_name_or_path model_config dtype tokenizer_name_or_path vocab_size corpus dataset_name dataset_config_name "
     "train_files validation_files validation_fraction text_column block_size max_train_tokens max_eval_tokens "
     "compare_optim overwrite_output_dir plot".split()
 )
-# What options of SGG that are not given meant then. Where a default is another one now, cells are asked for with it.
+# What options of SGG, and of some of its optimizers, that are not given meant then. Where a default is another now,
+# cells are asked for with it.
 _FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "n_clusters": 3,
@@ -41,8 +44,12 @@ _FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "labels_device": "device",
         "pool": "none",
         "min_layer_size": 48,
+        "nesterov": False,
+        "embedding_lr_factor": 1.0,
     }
 )
+# Of these, options that came later: those that are what they were before they came say nothing.
+_LATER_OPTIONS = ("nesterov", "embedding_lr_factor")
 
 
 def asked(study: Study, cell: Cell) -> Any:
@@ -54,11 +61,12 @@ def asked(study: Study, cell: Cell) -> Any:
     described = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm)}
     for name in ("name", "learning_rates", *(name for name in _LATER if not described[name])):
         del described[name]
-    described["options"] = _meant(arm.optim, arm.options)
+    described["options"] = _meant(arm)
     described["rates"] = dict(arm.rates)
     described["schedule"] = dataclasses.asdict(arm.schedule)
-    if arm.schedule.micro_batch_size is None:
-        del described["schedule"]["micro_batch_size"]
+    for name in _LATER_OF_SCHEDULE:
+        if not described["schedule"][name]:
+            del described["schedule"][name]
     values = {
         "version": _VERSION,
         "task": _task(study.task),
@@ -74,13 +82,15 @@ def _task(task: TrainArguments) -> dict[str, Any]:
     return {key: value for key, value in described.items() if key in _FIRST_OF_TASK or value != defaults[key]}
 
 
-def _meant(optim: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _meant(arm: Arm) -> dict[str, Any]:
     """Return the options with the values of a preset in its place, and with defaults that have changed since."""
-    entry = REGISTRY.get(optim)
+    entry = REGISTRY.get(arm.optim)
     if entry is None or not takes_presets(entry.options):
-        return dict(options)
-    given = {key: value for key, value in options.items() if (key, value) != ("preset", "default")}
-    meant = expanded(given)
-    defaults = {**PRESETS["default"], **entry.trainer_defaults}
+        return dict(arm.options)
+    given = {key: value for key, value in arm.options.items() if (key, value) != ("preset", "default")}
+    of_base = {name: option.default for name, option in entry.options.items()}
+    defaults = {**of_base, **PRESETS["default"], **entry.trainer_defaults, **own_rates(arm)}
     changed = {key: value for key, value in defaults.items() if value != _FIRST_DEFAULTS.get(key, value)}
-    return {**changed, **meant}
+    meant = {**changed, **expanded(given, beside=entry.options)}
+    silent = {name for name in _LATER_OPTIONS if meant.get(name) == _FIRST_DEFAULTS[name]}
+    return {key: value for key, value in meant.items() if key not in silent}

@@ -46,11 +46,11 @@ def make_optimizer(arm: Arm, lr: float, model: nn.Module, multipliers: Mapping[s
         ConfigError: the optimizer does not exist, or does not take the options.
     """
     members = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    factor_of, decay_of = {}, {}
+    decay_of = {}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, param in members:
         kind = kind_of(name, param, model)
-        factor_of[id(param)] = factor = arm.rates.get(kind, 1.0) * multipliers.get(name, 1.0)
+        factor = arm.rates.get(kind, 1.0) * multipliers.get(name, 1.0)
         decay_of[id(param)] = decay = arm.schedule.weight_decay if param.dim() >= 2 else 0.0
         groups.setdefault((factor, decay, kind not in arm.unscaled), []).append(param)
     described = [
@@ -60,7 +60,8 @@ def make_optimizer(arm: Arm, lr: float, model: nn.Module, multipliers: Mapping[s
     optimizer = _made(arm, lr, model, described)
     for group in optimizer.param_groups:  # those that take the model make groups of their own
         group["weight_decay"] = decay_of[id(group["params"][0])]
-    return optimizer, [factor_of[id(group["params"][0])] for group in optimizer.param_groups]
+    # As the optimizer has them, which may give the embedding a rate of its own.
+    return optimizer, [round(group["lr"] / lr, 9) for group in optimizer.param_groups]
 
 
 def _made(arm: Arm, lr: float, model: nn.Module, groups: list[dict[str, Any]]) -> Any:
@@ -114,7 +115,7 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
             _check_control(arm, {**PRESETS["default"], **options})
         if "betas" in entry.trainer_fields:
             options.setdefault("betas", arm.schedule.betas)
-        return entry.load(), {**entry.trainer_defaults, **options}
+        return entry.load(), {**entry.trainer_defaults, **own_rates(arm), **options}
     if arm.unscaled:
         raise ConfigError(f"{arm.name}: unscaled={list(arm.unscaled)} is not allowed: {arm.optim} scales nothing")
     try:
@@ -128,6 +129,13 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
         key = "rates" if arm.rates else "rest"
         raise ConfigError(f"{arm.name}: {key} is not allowed: {arm.optim} takes the model and makes its own groups")
     return cls, {**_betas(cls, arm), **options}
+
+
+def own_rates(arm: Arm) -> dict[str, Any]:
+    """Return what stands in for an optimizer's default where an arm says itself what the embedding's rate is."""
+    entry = REGISTRY.get(arm.optim)
+    given = entry is not None and "embedding_lr_factor" in entry.options and "embedding" in arm.rates
+    return {"embedding_lr_factor": 1.0} if given else {}
 
 
 def _check_control(arm: Arm, options: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ class Schedule:
         eval_every: steps between two measurements of the validation loss.
         precision: float32, or bfloat16 by autocast.
         micro_batch_size: sequences that are in memory at a time; gradients of a batch's parts are added. None: all.
+        compile: run the model as code from torch.compile, which rounds otherwise than its layers one by one.
     """
 
     steps: int = 1500
@@ -54,6 +55,7 @@ class Schedule:
     eval_every: int = 100
     precision: str = "float32"
     micro_batch_size: int | None = None
+    compile: bool = False
 
 
 _SCHEDULE: Mapping[str, Kind] = {
@@ -68,6 +70,7 @@ _SCHEDULE: Mapping[str, Kind] = {
     "eval_every": Integer(1),
     "precision": Choice(("float32", "bfloat16")),
     "micro_batch_size": Maybe(Integer(1)),
+    "compile": Flag(),
 }
 
 
