@@ -26,12 +26,14 @@ from gradscale.data.tokenizer import trained_tokenizer
 
 BLOCK = 128
 ONE_CLUSTER = 1 << 40
+# One D for the model, with which layers get rates of their own, and AdamW as it is.
+ON_ADAMW = {"global_mda": "clusters", "nesterov": False}
 WAYS = {
     "adamw": None,
-    "K clusters": {"min_layer_size": 0},
-    "one cluster": {"min_layer_size": ONE_CLUSTER},
-    "pool, K clusters": {"min_layer_size": 0, "pool": "lora"},
-    "pool, one cluster": {"min_layer_size": ONE_CLUSTER, "pool": "lora"},
+    "K clusters": {**ON_ADAMW, "min_layer_size": 0},
+    "one cluster": {**ON_ADAMW, "min_layer_size": ONE_CLUSTER},
+    "pool, K clusters": {**ON_ADAMW, "min_layer_size": 0, "pool": "lora"},
+    "pool, one cluster": {**ON_ADAMW, "min_layer_size": ONE_CLUSTER, "pool": "lora"},
 }
 
 

@@ -102,6 +102,11 @@ COMMON: Mapping[str, Option] = MappingProxyType(
         "weight_decay": Option(Real(0.0), 0.0, "weight decay coefficient", "Invalid weight_decay value"),
         "scaled": Option(Flag(), True, "scale the layers of this group"),
         "kahan_sum": KAHAN_SUM,
+        "embedding_lr_factor": Option(
+            Real(0.0, low_open=True),
+            1.0,
+            "what the learning rate of the input embedding is multiplied by in this group",
+        ),
         "total_steps": Option(RunLength(), None, "optimizer steps of the run, for intervals given as a fraction of it"),
     }
 )

@@ -4,14 +4,11 @@ import types
 
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from gradscale import OptionError, SGGAdamW
 from gradscale.integrations.accelerate_patch import patch_accelerator
 from gradscale.integrations.deepspeed_config import unsupported_settings
-from gradscale.integrations.trainer_patch import optimizer_class_and_kwargs
 from gradscale.integrations.training_args_patch import check_deepspeed
-from gradscale.registry import get_entry
 
 OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 KEPT = {**OFFLOAD, "zero_force_ds_cpu_optimizer": False}
@@ -53,13 +50,6 @@ def test_what_would_not_be_right_is_named(config, word):
     assert word in sentence
 
 
-SCHEDULED = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}}}
-
-
-def training_arguments(optim_args):
-    return TrainingArguments(output_dir="unused", optim="sgg_adamw", optim_args=optim_args, use_cpu=True, report_to=[])
-
-
 def arguments(optim, config):
     plugin = types.SimpleNamespace(hf_ds_config=types.SimpleNamespace(config=config))
     return types.SimpleNamespace(optim=optim, deepspeed_plugin=plugin)
@@ -94,29 +84,3 @@ def test_the_installed_accelerate_is_wrapped():
 
     assert accelerator.map_pytorch_optim_to_deepspeed._gradscale
     assert accelerator.load_fsdp_optimizer._gradscale
-
-
-@pytest.mark.parametrize("given", ["preset=paper", "embedding_lr_factor=1"])
-def test_a_schedule_of_deepspeeds_own_is_fine_where_all_rates_are_one(given, recwarn):
-    args = training_arguments(given)
-    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
-    check_deepspeed(args)
-    recwarn.clear()
-    assert optimizer_class_and_kwargs(args, get_entry("sgg_adamw"))[1]["embedding_lr_factor"] == 1 and not recwarn
-
-
-def test_a_schedule_of_deepspeeds_own_makes_auto_one_with_a_warning():
-    args = training_arguments(None)
-    entry = get_entry("sgg_adamw")
-    assert optimizer_class_and_kwargs(args, entry)[1]["embedding_lr_factor"] == "auto"
-    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
-    check_deepspeed(args)
-    with pytest.warns(UserWarning, match='embedding_lr_factor=auto is 1 here: "scheduler" of the DeepSpeed conf'):
-        assert optimizer_class_and_kwargs(args, entry)[1]["embedding_lr_factor"] == 1.0
-
-
-def test_a_schedule_of_deepspeeds_own_would_undo_the_embeddings_rate():
-    args = training_arguments("embedding_lr_factor=8")
-    args.deepspeed_plugin = arguments("sgg_adamw", SCHEDULED).deepspeed_plugin
-    with pytest.raises(OptionError, match='"scheduler" is set.* embedding_lr_factor would be lost'):
-        check_deepspeed(args)

@@ -54,7 +54,7 @@ def test_trajectory_is_the_references(options, cls):
         if param.dim() < 2:
             np.testing.assert_allclose(param.detach().numpy(), reference.params[name], rtol=1e-12)
         else:
-            assert difference.mean() <= 0.025 * moved.mean()
+            assert difference.mean() <= 0.03 * moved.mean()
             scales = optimizer.state[param]["scales"].numpy()
             np.testing.assert_allclose(scales, reference.scales[name], rtol=0.03)
             if options.get("labels") != "live":
@@ -151,7 +151,7 @@ def test_vectors_scalars_and_unscaled_groups_follow_the_base():
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
     groups = [{"params": params[:3]}, {"params": params[3:4], "scaled": False}, {"params": params[4:]}]
-    optimizer = SGGAdamW(groups, recluster_interval=1, scale_decay=0.0)
+    optimizer = SGGAdamW(groups, recluster_interval=1, scale_decay=0.0, global_mda="clusters")
     base = SGGAdamW(twins, n_clusters=1)
     for _ in range(3):
         for param, twin in zip(params, twins, strict=True):

@@ -213,7 +213,7 @@ def test_pools_survive_a_checkpoint():
 def grouped(numel, **options):
     param = torch.nn.Parameter(torch.randn(numel, 1))
     other = torch.nn.Parameter(torch.randn(60, 60))
-    optimizer = SGGAdamW([param, other], **{**OPTIONS, **options})
+    optimizer = SGGAdamW([param, other], **{**OPTIONS, "global_mda": "clusters", **options})
     run([param, other], optimizer, steps=2)
     return optimizer.state[param], optimizer.grouping_report.layers[0]
 
@@ -224,6 +224,8 @@ def test_a_layer_below_the_smallest_size_gets_one_scale(labels):
     assert report.counts == (29, 0, 0) and state["boundaries"].isinf().all()
     assert state["scales"][0] != 1 and (state["scales"][1:] == 1).all()
     assert labels == "live" or not state["labels"].any()
+    state, _ = grouped(29, min_layer_size=30, labels=labels, global_mda="layer")
+    assert (state["scales"] == 1).all()  # compared with itself
     _, report = grouped(30, min_layer_size=30, labels=labels)
     assert all(count > 0 for count in report.counts)
     with pytest.raises(OptionError, match=r"min_layer_size=-1 is not allowed: expected an integer of at least 0"):

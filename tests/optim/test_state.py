@@ -145,7 +145,7 @@ def test_state_of_plain_adam_loads_with_a_message(ours, theirs):
     plain = theirs(model.parameters(), lr=3e-3, foreach=False)
     train(model, plain, batches(4))
     twin = copy.deepcopy(model)
-    optimizer = ours(twin.parameters(), lr=1.0, recluster_interval=6)
+    optimizer = ours(twin.parameters(), lr=1.0, recluster_interval=6, nesterov=False)
     with pytest.warns(UserWarning, match="no groups for 3 layers"):
         optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))  # as torch, loading does not copy
     assert optimizer.param_groups[0]["lr"] == 3e-3

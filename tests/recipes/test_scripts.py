@@ -19,7 +19,7 @@ from trl import ModelConfig, TrlParser
 
 from tests.recipes.scripts import RECIPES, script, smoke, trained
 
-PAPER = {"scale_decay": 0.99, "scale_bounds": [0.1, 10]}
+PAPER = {"preset": "paper", "grouping": "kmeans", "scale_decay": 0.99, "scale_bounds": [0.1, 10]}
 
 
 def well_trained(results, trainer, optimizer="SGGAdamW"):

@@ -44,7 +44,12 @@ def test_the_options_are_those_of_the_optimizer(path, variant):
         assert training_arguments(settings, name, Path("unused")).optim == name
     if settings.trainer["optim"].startswith("sgg_") and path.parent != FOLDER:
         given = settings.trainer["optim_args"]
-        assert "n_clusters=3" in given and "scale_decay=0.99" in given and "scale_bounds=[0.1,10]" in given
+        assert (
+            "preset=paper" in given
+            and "n_clusters=3" in given
+            and "scale_decay=0.99" in given
+            and "scale_bounds=[0.1,10]" in given
+        )
 
 
 @pytest.mark.parametrize("size", SIZES)

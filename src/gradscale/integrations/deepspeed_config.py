@@ -48,20 +48,6 @@ def unsupported_settings(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def one_rate_for_all(config: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a DeepSpeed configuration where param groups have learning rates of their own.
-
-    Args:
-        config: the configuration as a mapping.
-    """
-    if not config.get("scheduler"):
-        return []
-    return [
-        '"scheduler" is set, which gives all param groups the same learning rate, so that embedding_lr_factor would be '
-        "lost: remove that section, and the Trainer's --lr_scheduler_type is used"
-    ]
-
-
 def sharding_into_vectors(config: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with a DeepSpeed configuration for an optimizer that steps whole layers.
 

@@ -7,14 +7,12 @@ transformers since 4.46 has and other trainers call too, the constructor, and `t
 from __future__ import annotations
 
 import functools
-import warnings
 from types import ModuleType
 from typing import Any
 
 from gradscale.integrations.alsdgc_attach import attach_callback
-from gradscale.integrations.deepspeed_config import one_rate_for_all
 from gradscale.integrations.training_args_patch import constructor_options, entry_of
-from gradscale.options import AUTO, DEFERRED
+from gradscale.options import DEFERRED
 from gradscale.registry import OptimizerEntry
 
 
@@ -73,14 +71,6 @@ def optimizer_class_and_kwargs(args: Any, entry: OptimizerEntry, model: Any = No
         ValueError: target modules were given without a model.
     """
     kwargs = constructor_options(args, entry)
-    if kwargs.get("embedding_lr_factor") == AUTO and _has_one_rate(args):
-        warnings.warn(
-            'embedding_lr_factor=auto is 1 here: "scheduler" of the DeepSpeed configuration gives all param groups the '
-            "same learning rate. Without that section the Trainer's --lr_scheduler_type is used",
-            UserWarning,
-            stacklevel=2,
-        )
-        kwargs["embedding_lr_factor"] = 1.0
     # Without --max_steps the length depends on the data loader; the callback supplies it when training begins.
     kwargs["total_steps"] = args.max_steps if args.max_steps > 0 else DEFERRED
     if args.optim_target_modules is not None:
@@ -93,8 +83,3 @@ def optimizer_class_and_kwargs(args: Any, entry: OptimizerEntry, model: Any = No
     if model is not None:
         kwargs["module"] = model
     return entry.load(), kwargs
-
-
-def _has_one_rate(args: Any) -> bool:
-    plugin = getattr(args, "deepspeed_plugin", None)
-    return plugin is not None and bool(one_rate_for_all(plugin.hf_ds_config.config))

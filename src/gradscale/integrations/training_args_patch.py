@@ -9,11 +9,11 @@ from typing import Any
 
 from gradscale.integrations.alsdgc_arguments import add_field
 from gradscale.integrations.alsdgc_options import parse_alsdgc
-from gradscale.integrations.deepspeed_config import one_rate_for_all, sharding_into_vectors, unsupported_settings
+from gradscale.integrations.deepspeed_config import sharding_into_vectors, unsupported_settings
 from gradscale.integrations.enum_members import add_member
 from gradscale.integrations.optim_args import parse_optim_args
 from gradscale.optim.target_modules import check_target_modules
-from gradscale.options import AUTO, Option, OptionError, Real, check_option
+from gradscale.options import Option, OptionError, Real, check_option
 from gradscale.registry import REGISTRY, OptimizerEntry
 
 _NOT_NEGATIVE = {
@@ -88,8 +88,6 @@ def check_deepspeed(args: Any) -> None:
     found = unsupported_settings(plugin.hf_ds_config.config)
     if entry.whole_layers:
         found += sharding_into_vectors(plugin.hf_ds_config.config)
-    if parse_optim_args(getattr(args, "optim_args", None), entry).get("embedding_lr_factor", 1.0) not in (1.0, AUTO):
-        found += one_rate_for_all(plugin.hf_ds_config.config)
     if found:
         raise OptionError(f"--optim {entry.name} cannot run with this DeepSpeed configuration: {'; '.join(found)}")
 

@@ -35,6 +35,7 @@ class StateLoading(Optimizer):
     _report: GroupingReport | None
     _held: list[Turn]  # updates whose momentum is up to date and that wait for a grouping
     _ungrouped: set[int]  # ids of tensors whose state an engine brought back without groups
+    _embedding_names: frozenset[str]  # of the layer that embedding_lr_factor is for
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state as saved by `state_dict()`, or by the plain base optimizer (whose layers then start ungrouped).
@@ -71,7 +72,11 @@ class StateLoading(Optimizer):
 
     def _reset_engine_caches(self) -> None:
         self._table = MemberTable(
-            self._roster, self.scaler, others=(*COMMON, *self.base.options), adapts=self.base.adapts
+            self._roster,
+            self.scaler,
+            others=(*COMMON, *self.base.options),
+            adapts=self.base.adapts,
+            rated=self._embedding_names,
         )
         self._held = []
         self._ungrouped = set()
@@ -145,7 +150,8 @@ class StateLoading(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         roster = self._roster.of_groups(self.param_groups)
-        return {**super().__getstate__(), "_roster": roster, "_report": self._report, "_kernel": self._kernel.choice}
+        kept = {"_roster": roster, "_report": self._report, "_kernel": self._kernel.choice}
+        return {**super().__getstate__(), **kept, "_embedding_names": self._embedding_names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""

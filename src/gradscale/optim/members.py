@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class Member:
         recipes: how passes on it were called last time, where it is one strip.
         has_state: not empty once its state has been looked through, with these options.
         adapted: where in the view's segments the layers are whose update has a trust ratio.
+        rated: where the layers are that have a learning rate of their own.
     """
 
     param: Tensor
@@ -40,6 +41,7 @@ class Member:
     recipes: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     has_state: list[bool] = field(default_factory=list, compare=False, repr=False)
     adapted: tuple[int, ...] = ()
+    rated: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int | None:
@@ -91,6 +93,7 @@ class MemberTable:
         options_of: Callable[[Group], Group] = lambda group: group,
         others: Sequence[str] = (),
         adapts: Callable[[torch.Size, Group], bool] | None = None,
+        rated: Collection[str] = (),
     ) -> None:
         """Make the table.
 
@@ -100,8 +103,10 @@ class MemberTable:
             options_of: the options of a param group, by the names that scalers read.
             others: options besides the scaler's that decide what state there is.
             adapts: see `BaseRule.adapts`; None where no layer has a trust ratio of its update.
+            rated: names of layers that have a learning rate of their own.
         """
         self._adapts = adapts
+        self._rated = frozenset(rated)
         self._roster = roster
         self._scaler = scaler
         self._options_of = options_of
@@ -176,7 +181,10 @@ class MemberTable:
             if scaled:
                 refuse_sharded(known.view, param.device, options)
             adapted = [i for i, one in enumerate(segments) if adapts is not None and adapts(one.shape, options)]
-            member = known.member = Member(param, options, known.view, scaled, adapted=tuple(adapted))
+            rated = [i for i, one in enumerate(segments) if one.name in self._rated]
+            member = known.member = Member(
+                param, options, known.view, scaled, adapted=tuple(adapted), rated=tuple(rated)
+            )
             known.options = values
         return member
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from gradscale.optim.target_modules import select_parameters
-from gradscale.options import OptionError
-
-# What embedding_lr_factor="auto" is for an input embedding that is no head at the same time: see docs/quality.md.
-EMBEDDING_FACTOR = 8.0
 
 
 def split_by_target(params: Any, module: nn.Module, target_modules: str | list[str]) -> list[dict[str, Any]]:
@@ -45,86 +40,6 @@ def split_by_target(params: Any, module: nn.Module, target_modules: str | list[s
             "param group)"
         )
     return groups
-
-
-def split_embedding(params: Any, module: nn.Module, factor: float, lr: Any) -> list[dict[str, Any]]:
-    """Split param groups so that the input embedding stands in one of its own, with a learning rate of its own.
-
-    Args:
-        params: what optimizers take: tensors, (name, tensor) pairs, or groups of them.
-        module: the model, which has `get_input_embeddings` as transformers' models have.
-        factor: what the learning rate of the embedding's group is multiplied by.
-        lr: learning rate of groups that have none.
-
-    Returns:
-        Groups in order, the embedding's after the others of its group.
-
-    Raises:
-        OptionError: a learning rate is a tensor, which others change in place.
-        ValueError: the model says of no embedding, or it is in no param group.
-    """
-    embedding = _weight_of(module, "get_input_embeddings")
-    if embedding is None:
-        raise ValueError(
-            f"embedding_lr_factor={factor} has nothing to multiply: {type(module).__name__} has no input embedding "
-            "(get_input_embeddings)"
-        )
-    groups: list[dict[str, Any]] = []
-    for group in as_groups(params):
-        own = [item for item in group["params"] if tensor_of(item) is embedding]
-        others = [item for item in group["params"] if tensor_of(item) is not embedding]
-        if others or not own:
-            groups.append({**group, "params": others})
-        if own:
-            rate = group.get("lr", lr)
-            if isinstance(rate, Tensor):
-                raise OptionError(f"embedding_lr_factor={factor} needs a learning rate that is a number, not a tensor")
-            groups.append({**group, "params": own, "lr": rate * factor})
-    if not any(tensor_of(item) is embedding for group in groups for item in group["params"]):
-        raise ValueError(
-            f"embedding_lr_factor={factor} has nothing to multiply: the input embedding is not being optimized "
-            "(frozen, in no param group, or laid into a vector by FSDP1 without use_orig_params)"
-        )
-    return groups
-
-
-def auto_embedding_factor(params: Any, module: nn.Module | None, lr: Any) -> tuple[list[dict[str, Any]], float]:
-    """Return param groups, and what `embedding_lr_factor="auto"` is for them.
-
-    `EMBEDDING_FACTOR`, but 1
-
-    * without a module, or of a model without an input embedding: nobody knows which parameter is meant;
-    * where the embedding is not trained, as with adapters;
-    * where the head is tied to it, which gets the rate of all other matrices;
-    * with a warning, where the embedding is trained and cannot have a rate of its own: in a vector of several
-      parameters (FSDP1 without use_orig_params), or where the learning rate is a tensor.
-
-    Args:
-        params: what optimizers take: tensors, (name, tensor) pairs, or groups of them.
-        module: the model, or None.
-        lr: learning rate of groups that have none.
-    """
-    groups = as_groups(params)
-    embedding = None if module is None else _weight_of(module, "get_input_embeddings")
-    if module is None or embedding is None or not embedding.requires_grad:
-        return groups, 1.0
-    if _weight_of(module, "get_output_embeddings") is embedding:
-        return groups, 1.0
-    own = [group for group in groups if any(tensor_of(item) is embedding for item in group["params"])]
-    if not own:
-        why = "the input embedding is in no param group, or laid into a vector by FSDP1 without use_orig_params"
-    elif isinstance(own[0].get("lr", lr), Tensor):
-        why = "the learning rate is a tensor"
-    else:
-        return groups, EMBEDDING_FACTOR
-    warnings.warn(f"embedding_lr_factor=auto is 1 here: {why}", UserWarning, stacklevel=2)
-    return groups, 1.0
-
-
-def _weight_of(module: nn.Module, find: str) -> Any:
-    """Return the weight of the layer that a method of the model returns, if there is one."""
-    method = getattr(module, find, None)
-    return None if method is None else getattr(method(), "weight", None)
 
 
 def names_of(module: nn.Module | None) -> dict[Tensor, str]:

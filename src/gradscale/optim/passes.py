@@ -12,7 +12,7 @@ from gradscale.optim.kernels.constants import Constants
 from gradscale.optim.kernels.strips import strips_of
 from gradscale.optim.kernels.update_pass import Part, UpdatePass, constants_of, update_pass
 from gradscale.optim.members import Member
-from gradscale.optim.rule import BaseRule, Scaler, State
+from gradscale.optim.rule import BaseRule, Group, Scaler, State
 from gradscale.sharding.dtensor import is_dtensor
 
 # Per-layer tensors of one step alone, by id of the tensor and row of the layer in it.
@@ -75,13 +75,21 @@ def prepare_passes(
             updates[id(group), scaled] = update
         return update
 
-    of: tuple[object, ...] = ()  # of a param group usually all tensors have seen as many steps
+    # Of a param group usually all tensors have seen as many steps, and all but one layer have the same rate.
+    numbers: dict[tuple[int, float, float], Constants] = {}
+
+    def constants_at(group: Group, number: float, lr: float) -> Constants:
+        key = id(group), number, lr
+        if key not in numbers:
+            numbers[key] = Constants(constants_of(base, scaler, group, number, lr))
+        return numbers[key]
+
     for member, lr, number, _ in turns:
         param, group = member.param, member.group
         if part != "apply" and param.grad is None:  # nothing of it is here
             continue
-        if of != (id(group), lr, number):
-            of, constants = (id(group), lr, number), Constants(constants_of(base, scaler, group, number, lr))
+        own = lr * group["embedding_lr_factor"] if member.rated else lr
+        constants = constants_at(group, number, lr if member.view.flat else own)
         state = states[param]
         whole = None if member.view.flat or is_dtensor(param) else (member, state)
         if whole is not None:
@@ -97,5 +105,9 @@ def prepare_passes(
                 strip = strip._replace(per_layer={**strip.per_layer, **extras.get((id(param), strip.row), _NONE)})
             if strip.adapted is not None and ratios:
                 strip = strip._replace(per_layer={**strip.per_layer, **ratios[id(param), strip.adapted]})
+            if strip.rated:
+                constants = constants_at(group, number, own)
+            elif member.rated:
+                constants = constants_at(group, number, lr)
             runs.append(kernel.prepare(update_of(member, strip.row is not None), strip, constants, whole))
     return runs

@@ -9,15 +9,14 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
+from gradscale.optim.embedding_rate import embedding_factor, embedding_names
 from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.param_groups import (
     as_list,
-    auto_embedding_factor,
     group_members,
     named_tensors,
     names_of,
     split_by_target,
-    split_embedding,
     tensor_of,
 )
 from gradscale.optim.pools import check_pool_names, check_pools_anything
@@ -25,7 +24,7 @@ from gradscale.optim.report import GroupingReport
 from gradscale.optim.rule import Group
 from gradscale.optim.step_loop import StepLoop
 from gradscale.option_tables import COMMON, LEARNING_RATE, STEP, TORCH_SWITCHES
-from gradscale.options import AUTO, DEFERRED, Integer, Option, OptionError, check_option, check_options
+from gradscale.options import DEFERRED, Integer, Option, OptionError, check_option, check_options
 from gradscale.presets import expanded, takes_presets
 from gradscale.sharding.roster import Roster
 
@@ -70,19 +69,17 @@ class ScaledOptimizer(StepLoop):
                 raise OptionError(f"target_modules={target_modules!r} needs module=, the model it selects from")
             params = split_by_target(params, module, target_modules)
         factor = check_option("embedding_lr_factor", embedding_lr_factor, STEP["embedding_lr_factor"])
-        if factor == AUTO:
-            params, factor = auto_embedding_factor(params, module, defaults["lr"])
-        if factor != 1:
-            if module is None:
-                raise OptionError(f"embedding_lr_factor={factor} needs module=, the model whose embedding is meant")
-            params = split_embedding(params, module, factor, defaults["lr"])
+        factor = embedding_factor(factor, module)
+        self._embedding_names: frozenset[str] = frozenset()
         self._roster = Roster()
         self._reset_engine_caches()
         # Weakly: it would keep parameters alive that an engine replaces. For names, also of adapters that join later.
         self._module = None if module is None else weakref.ref(module)
         self._report: GroupingReport | None = None
-        super().__init__(params, self._checked({**defaults, "scaled": True}))
+        super().__init__(params, self._checked({**defaults, "embedding_lr_factor": factor, "scaled": True}))
         check_pools_anything(self.param_groups, self._roster.names())
+        self._embedding_names = embedding_names(module, self._roster)
+        self._reset_engine_caches()
 
     @property
     def grouping_report(self) -> GroupingReport | None:

@@ -46,11 +46,11 @@ def make_optimizer(arm: Arm, lr: float, model: nn.Module, multipliers: Mapping[s
         ConfigError: the optimizer does not exist, or does not take the options.
     """
     members = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    decay_of = {}
+    factor_of, decay_of = {}, {}
     groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, param in members:
         kind = kind_of(name, param, model)
-        factor = arm.rates.get(kind, 1.0) * multipliers.get(name, 1.0)
+        factor_of[id(param)] = factor = arm.rates.get(kind, 1.0) * multipliers.get(name, 1.0)
         decay_of[id(param)] = decay = arm.schedule.weight_decay if param.dim() >= 2 else 0.0
         groups.setdefault((factor, decay, kind not in arm.unscaled), []).append(param)
     described = [
@@ -60,8 +60,7 @@ def make_optimizer(arm: Arm, lr: float, model: nn.Module, multipliers: Mapping[s
     optimizer = _made(arm, lr, model, described)
     for group in optimizer.param_groups:  # those that take the model make groups of their own
         group["weight_decay"] = decay_of[id(group["params"][0])]
-    # As the optimizer has them, which may give the embedding a rate of its own.
-    return optimizer, [round(group["lr"] / lr, 9) for group in optimizer.param_groups]
+    return optimizer, [factor_of[id(group["params"][0])] for group in optimizer.param_groups]
 
 
 def _made(arm: Arm, lr: float, model: nn.Module, groups: list[dict[str, Any]]) -> Any:

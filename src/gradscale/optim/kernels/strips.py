@@ -28,6 +28,7 @@ class Strip(NamedTuple):
         row: which of the member's scaled layers it is, or is part of; None for what is not scaled.
         contiguous: whether the elements of all these lie one after the other in memory.
         adapted: which of the tensor's segments it is part of, if that layer's update has a trust ratio; else None.
+        rated: whether its layer has a learning rate of its own.
     """
 
     param: Tensor
@@ -37,6 +38,7 @@ class Strip(NamedTuple):
     row: int | None
     contiguous: bool
     adapted: int | None = None
+    rated: bool = False
 
 
 def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Strip]:
@@ -71,27 +73,28 @@ def strips_of(member: Member, state: State, *, with_grad: bool) -> Iterator[Stri
         yield from _of_vector(member, Strip(param, grad, elementwise, per_layer, None, contiguous))
     else:
         row, adapted = 0 if member.scaled else None, 0 if member.adapted else None
-        yield Strip(param, grad, elementwise, per_layer, row, contiguous, adapted)
+        yield Strip(param, grad, elementwise, per_layer, row, contiguous, adapted, bool(member.rated))
 
 
 def _of_vector(member: Member, vector: Strip) -> Iterator[Strip]:
-    """Strips of a flat tensor: the segments that are scaled or have a trust ratio, and what lies between them."""
+    """Strips of a flat tensor: segments that are scaled, have a trust ratio or a rate, and what lies between them."""
     position = 0
     rows = {segment.start: (segment.length, row) for row, segment in enumerate(member.scaled) if segment.length}
     adapted = [(place, member.view.segments[place]) for place in member.adapted]
     places = {segment.start: (segment.length, place) for place, segment in adapted if segment.length}
-    for start in sorted({*rows, *places}):
-        length, row = rows.get(start, (0, None))
+    rated = {one.start: one.length for one in map(member.view.segments.__getitem__, member.rated) if one.length}
+    for start in sorted({*rows, *places, *rated}):
+        length, row = rows.get(start, (rated.get(start, 0), None))
         length, place = places.get(start, (length, None))
         if position < start:
             yield _piece(vector, slice(position, start), None)
         position = start + length
-        yield _piece(vector, slice(start, position), row, place)
+        yield _piece(vector, slice(start, position), row, place, start in rated)
     if position < vector.param.numel():
         yield _piece(vector, slice(position, vector.param.numel()), None)
 
 
-def _piece(vector: Strip, place: slice, row: int | None, adapted: int | None = None) -> Strip:
+def _piece(vector: Strip, place: slice, row: int | None, adapted: int | None = None, rated: bool = False) -> Strip:
     return Strip(
         vector.param[place],
         None if vector.grad is None else vector.grad[place],
@@ -100,4 +103,5 @@ def _piece(vector: Strip, place: slice, row: int | None, adapted: int | None = N
         row=row,
         contiguous=vector.contiguous,
         adapted=adapted,
+        rated=rated,
     )
