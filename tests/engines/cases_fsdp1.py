@@ -78,7 +78,7 @@ CASES = {
     "frozen rest": {"make": frozen_rest, "wrapping": UNITS, "original": [True]},
     "target": {"options": {"target_modules": ["1"]}, "wrapping": UNITS, "original": [True]},
     "target before": {"options": {"target_modules": ["1"]}, "before": True, "original": [True]},
-    "live": {"options": {"labels": "live"}, "wrapping": UNITS},
+    "live": {"options": {"labels": "live", "embedding_lr_factor": 8}, "wrapping": UNITS},
     "mixture": {"options": {"grouping": "gmm", "statistic": "variance"}, "wrapping": UNITS},
     "compiled": {"options": {"kernel": "compiled"}, "wrapping": UNITS},
     "unused": {"make": Branches, "loss": one_half},

@@ -37,6 +37,9 @@ class Uneven(nn.Module):
         self.two = nn.Parameter(torch.empty(1, 2))
         self.head = nn.Linear(5, 41, bias=False)
 
+    def get_input_embeddings(self):
+        return self.embed
+
     def forward(self, tokens):
         hidden = self.norm(self.mix(self.embed(tokens)))
         hidden = hidden + nn.functional.pad(self.two, (0, 3)) + self.one

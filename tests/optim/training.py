@@ -6,10 +6,17 @@ import torch
 from torch import nn
 
 
+class Language(nn.Sequential):
+    """A language model, as transformers would ask it for its embedding."""
+
+    def get_input_embeddings(self):
+        return self[0]
+
+
 def make_model(seed=0, dtype=torch.float32):
     """An embedding, two linear layers and a norm: matrices of different sizes and vectors."""
     generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Embedding(40, 12), nn.Linear(12, 24), nn.LayerNorm(24), nn.Linear(24, 40, bias=False))
+    model = Language(nn.Embedding(40, 12), nn.Linear(12, 24), nn.LayerNorm(24), nn.Linear(24, 40, bias=False))
     with torch.no_grad():
         for param in model.parameters():
             param.copy_(torch.randn(param.shape, generator=generator) * 0.3)

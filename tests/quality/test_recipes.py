@@ -122,7 +122,8 @@ def test_the_documentation_has_every_key_and_every_column():
     of_schedule = {field.name: field.default for field in dataclasses.fields(Schedule)}
     assert of_arms | set(of_schedule) | set(HEADER[1:]) <= named
     defaults = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \| [^|]+ \|$", text, re.MULTILINE))
-    shown = {name: "none" if value is None else f"{value}".removesuffix(".0") for name, value in of_schedule.items()}
+    shown = {name: f"{value}".removesuffix(".0") for name, value in of_schedule.items()}
+    shown = {name: text.lower() if text in ("None", "False") else text for name, text in shown.items()}
     assert {name: defaults[name] for name in shown} == shown
     assert set(LLAMAS) <= set(re.findall(r"`(llama-\w+)`", text))
 

@@ -78,10 +78,10 @@ class SGGAdamW(ScaledOptimizer):
         module: the model; gives layers their names in reports and is needed by `target_modules`.
         target_modules: scale only the layers of these modules: a list of substrings of module names, a regular
             expression that matches a whole name, or "all-linear".
-        embedding_lr_factor: what the learning rate of the input embedding of `module` is multiplied by, in a param
-            group of its own (weight decay, which the rate multiplies, with it). A head that is tied to it goes along.
-            "auto", the default in a Trainer, is 8, and 1 where that could not act or has measured worse: see
-            `gradscale.optim.param_groups.auto_embedding_factor`.
+        embedding_lr_factor: what the learning rate of the input embedding of `module` is multiplied by (and with it its
+            weight decay); a head that is tied to it goes along. "auto", the default in a Trainer, is 8, and 1 where the
+            head is tied or nothing is known of an embedding: see `gradscale.optim.embedding_rate`. A param group may
+            have a number of its own.
 
     Raises:
         OptionError: (a ValueError) an option is out of range; the message says what is allowed.
