@@ -147,6 +147,7 @@ def test_class_and_keywords(tmp_path, name, cls):
         "eps": 1e-6,
         "n_clusters": 2,
         "recluster_interval": 0.05,
+        "embedding_lr_factor": "auto",
         "total_steps": "deferred",
     }
     # As other trainers do: groups of their own, no model.
