@@ -122,7 +122,7 @@ def test_a_checkpoint_of_plain_adamw_loads_with_a_message_and_trains_on(saved, r
             assert all(torch.equal(mine[key], value) for key, value in plain.items())
         # The first step has scales of 1; at the second, the first layer is grouped.
         assert ours["losses"][:2] != theirs["losses"][:2]
-        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3)
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-2)  # scales and Nesterov's momentum
         assert ours["grouped"] == GROUPED and clock(ours["end"]) == {STEPS}
         assert [group["weight_decay"] for group in ours["end"]["options"]] == [0.01, 0.02, 0.01, 0.0]
 
@@ -132,7 +132,7 @@ def test_our_checkpoint_loads_into_plain_adamw(saved, resumed):
         ours, theirs = before["zero2"], after["plain from ours"]
         for mine, plain in zip(ours["saved"]["state"], theirs["loaded"]["state"], strict=True):
             assert all(torch.equal(mine[key], plain[key]) for key in ("step", "exp_avg", "exp_avg_sq"))
-        assert theirs["losses"] == pytest.approx(ours["losses"], rel=2e-3)
+        assert theirs["losses"] == pytest.approx(ours["losses"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", [*DAMAGES, "groups in another order", "another model"])

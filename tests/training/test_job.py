@@ -38,7 +38,7 @@ def test_two_optimizers_on_the_same_data(settings, write, capsys, tmp_path):
 
     more = {
         "optim": "sgg_adamw",
-        "optim_args": {"recluster_interval": 2, "n_clusters": 2},
+        "optim_args": {"preset": "paper", "grouping": "kmeans", "recluster_interval": 2, "n_clusters": 2},
         "compare_optim": ["adamw_torch"],
         "eval_strategy": "steps",
         "eval_steps": 4,

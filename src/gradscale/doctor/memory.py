@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gradscale.adapter.sgg import SGG
 from gradscale.doctor.engine import Engine
+from gradscale.optim.ahead import waits_with_gradients
 from gradscale.optim.kernels.choice import COMPILE_FROM
 from gradscale.optim.kernels.eager import ELSEWHERE, ON_CPU
 from gradscale.optim.kernels.update_pass import COMPENSATION
@@ -68,7 +69,7 @@ def memory_of(optimizer: ScaledOptimizer, members: list[Member]) -> Memory:
         **kinds,
         adamw=adamw,
         step=0 if _is_compiled(optimizer, members) else max((_step_bytes(member) for member in members), default=0),
-        grouping=grouping_bytes(members) if groups_layers(optimizer) else 0,
+        grouping=grouping_bytes(members) + _ahead_bytes(optimizer, members) if groups_layers(optimizer) else 0,
     )
 
 
@@ -80,6 +81,13 @@ def grouping_bytes(members: Sequence[Member]) -> int:
     some = sorted((min(segment.numel, _OCCUPIED) for segment in segments), reverse=True)[:_AT_A_TIME]
     sent = sum(COUNTS * 4 for segment in segments if segment.process_groups)
     return _COUNTING + sum(COUNTS * 5 + _PER_BIN * max(some) for _ in some) + sent
+
+
+def _ahead_bytes(optimizer: ScaledOptimizer, members: Sequence[Member]) -> int:
+    """Bytes of the momentum that one layer will have, where it is made anew to be grouped (see `optim.ahead`)."""
+    if not waits_with_gradients(members, optimizer.base):
+        return 0
+    return max((segment.length * member.param.itemsize for member in members for segment in member.scaled), default=0)
 
 
 def groups_layers(optimizer: ScaledOptimizer | SGG) -> bool:

@@ -11,10 +11,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor
 
 from gradscale.bases.adam import Number
 from gradscale.optim.rule import BaseRule, Group, Plan, Scaler, arithmetic_dtype
+from gradscale.scalers.pieces import pieces
 
 Part = Literal["whole", "accumulate", "apply"]
 COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-bit parameter so far
@@ -22,6 +24,8 @@ COMPENSATION = "compensation"  # state key of what rounding has taken from a 16-
 RELABEL = "relabel"  # key of a tensor of one step alone: whether the layer has just been grouped
 NUMBERS = "step_numbers"  # likewise: the layer's trust ratio, and what the scaler found in all gradients
 RATIO = "update_ratio"  # likewise: the trust ratio of the layer's update
+
+_AHEAD = 1 << 18  # elements whose momentum is looked ahead at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +121,17 @@ class UpdatePass:
         """
         dtype, key = arithmetic_dtype(param), self.rule.momentum
         _, _, coupled, *rest = constants
-        taken = self._taken(grad.to(dtype), param.to(dtype) if self.coupled_decay else param, coupled)
-        if key not in self.moments:
-            return taken
-        moments = {name: state[name].to(dtype, copy=True) for name in self.moments}
-        self.rule.accumulate(taken, moments, rest[: self.rule_constants], self.rule_plan)
-        return moments[key].to(state[key].dtype)
+        ahead = torch.empty_like(param, dtype=state[key].dtype if key in self.moments else dtype)
+        kept = [state[name] for name in self.moments]
+        # Piece by piece: beside the momentum itself, copies of whole layers would be most of what a grouping takes.
+        for value, raw, into, *old in pieces(_AHEAD, param, grad, ahead, *kept):
+            taken = self._taken(raw.to(dtype), value.to(dtype) if self.coupled_decay else value, coupled)
+            if key in self.moments:
+                moments = {name: one.to(dtype, copy=True) for name, one in zip(self.moments, old, strict=True)}
+                self.rule.accumulate(taken, moments, rest[: self.rule_constants], self.rule_plan)
+                taken = moments[key]
+            into.copy_(taken)
+        return ahead
 
     def _taken(self, grad: Tensor, value: Tensor, coupled: Number) -> Tensor:
         """What the rule takes of a gradient: along the way that the step goes, with weight decay that enters it."""
