@@ -35,9 +35,9 @@ FACTS = {
     "fsdp1 vectors": {**FSDP1, "vectors": {True}},
     "fsdp1 no shard": {**FSDP1, "strategies": {"NO_SHARD"}},
     "fsdp1 hybrid": {**FSDP1, "strategies": {"HYBRID_SHARD"}},
-    "tensor parallel": {"class": "Sequential", "placements": {"(Shard(dim=0),)", "(Shard(dim=1),)"}},
+    "tensor parallel": {"class": "Language", "placements": {"(Shard(dim=0),)", "(Shard(dim=1),)"}},
     "tensor parallel, fsdp2": {
-        "class": "FSDPSequential",
+        "class": "FSDPLanguage",
         "placements": {
             "(Shard(dim=0),)",
             "(Shard(dim=0), Shard(dim=1))",
@@ -94,8 +94,8 @@ def test_every_case_was_run(single, ranks):
 def test_the_engine_is_the_one_named(ranks):
     for engine, name, result in fed(ranks) + trained(ranks):
         expected = dict(FACTS[engine])
-        if name in TRAINED and result["facts"]["class"] == "FSDPSequential":
-            expected["class"] = "FSDPSequential"
+        if name in TRAINED and result["facts"]["class"] == "FSDPLanguage":
+            expected["class"] = "FSDPLanguage"
         assert {key: result["facts"][key] for key in expected} == expected, (engine, name)
 
 

@@ -42,6 +42,8 @@ def arguments(engine, states):
         import deepspeed
 
         deepspeed.ops.__compatible_ops__ = {}  # compiles none of its operators
+        # Whether this CPU is fast in float16 is of no interest here.
+        deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
         offload = {"offload_optimizer": {"device": "cpu"}} if "offload" in engine else {}
         automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
         return {
