@@ -1,6 +1,7 @@
 """A whole study on a tiny model: same weights and data for all, finished cells kept, controls that do what they say."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from gradscale import SGGAdamW
 from gradscale.cli.bench import main
-from gradscale.quality.cell import Cell, mean_scales, train
+from gradscale.quality.cell import Cell, _Run, mean_scales, train
 from gradscale.quality.controls import Control
 from gradscale.quality.optimizers import make_optimizer, rate_at
 from gradscale.quality.pool import Store
@@ -148,3 +149,14 @@ def test_a_wrong_study_ends_with_one_line_and_status_2(tmp_path, capsys):
     path.write_text(SMOKE.read_text().replace("optim: sgg_adamw", "optim: sgg_adam_w"))
     assert main(["quality", str(path), "--output_dir", str(tmp_path / "out")]) == 2
     assert "did you mean 'sgg_adamw'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_hard_batch_late_in_a_run_is_no_divergence(study, monkeypatch):
+    """Of the first loss, not of the lowest so far: one batch may be far above what a trained model knows."""
+    losses = iter([5.0] * 6 + [1.0] * 6 + [5.5] + [1.0] * 6 + [math.nan])
+    monkeypatch.setattr(_Run, "step", lambda self, ids: next(losses))
+    assert train(study, Cell("adamw", 1e-3, 11))["curve"][-1][0] == 15  # of 20 steps, with a measurement at each fifth
+    losses = iter([5.0] * 6 + [1.0] * 6 + [5.5] + [1.0] * 7)
+    assert train(study, Cell("adamw", 1e-3, 11))["status"] == "finished"
+    losses = iter([5.0, 6.1])
+    assert train(study, Cell("adamw", 1e-3, 11))["status"] == "diverged"

@@ -71,7 +71,7 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
             group["lr"] = rate * factor
         losses.append(run.step(next(batches)))
         run.seconds += time.perf_counter() - began
-        first = min(first, losses[0])
+        first = losses[0] if step == 0 else first  # later ones are lower, and single batches may be far above them
         if not math.isfinite(losses[-1]) or losses[-1] > first + DIVERGED_ABOVE:
             return run.result("diverged")
         latest = getattr(optimizer, "grouping_report", None)
