@@ -160,3 +160,19 @@ def test_a_hard_batch_late_in_a_run_is_no_divergence(study, monkeypatch):
     assert train(study, Cell("adamw", 1e-3, 11))["status"] == "finished"
     losses = iter([5.0, 6.1])
     assert train(study, Cell("adamw", 1e-3, 11))["status"] == "diverged"
+
+
+def test_another_baseline_writes_the_tables_anew_and_trains_nothing(finished, tmp_path, capsys):
+    again = shutil.copytree(finished, tmp_path / "again")
+    command = ["quality", str(SMOKE), "--output_dir", str(again), "--baseline"]
+    assert main([*command, "sgg"]) == 0
+    out = capsys.readouterr().out
+    assert "[1/" not in out and "Differences are to `sgg`" in out
+    record = json.loads((again / "quality.json").read_text())
+    found = {line["arm"]: line["difference"] for line in record["optimizers"]}
+    before = {
+        one["arm"]: one["difference"] for one in json.loads((finished / "quality.json").read_text())["optimizers"]
+    }
+    assert found["sgg"] is None and found["adamw"]["mean"] == pytest.approx(-before["sgg"]["mean"])
+    assert main([*command, "sg"]) == 2
+    assert "baseline='sg' is no optimizer of the study, did you mean 'sgg'" in capsys.readouterr().err

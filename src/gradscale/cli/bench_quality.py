@@ -50,12 +50,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from gradscale.quality.plan import plan
     from gradscale.quality.plan import text as text_of_plan
     from gradscale.quality.run import run_study
-    from gradscale.quality.study import read_study
+    from gradscale.quality.study import read_study, with_baseline
     from gradscale.quality.tasks import compare
     from gradscale.training.files import write_text
 
     several = len(arguments.study) > 1
     studies = {path: None if several and path.is_dir() else read_study(path) for path in arguments.study}
+    if arguments.baseline is not None:
+        studies = {path: study and with_baseline(study, arguments.baseline) for path, study in studies.items()}
     folders = _folders(arguments.study, arguments.output_dir)
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // arguments.jobs)
     failed = 0
@@ -120,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", type=Path, metavar="DIR", help="[runs/quality-STUDY; of several studies the folder around]"
     )
+    parser.add_argument("--baseline", metavar="NAME", help="the optimizer to compare with [the study's]")
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="cells at a time [1]")
     parser.add_argument("--threads", type=_positive, metavar="N", help="of each on the CPU [cores / jobs]")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda [cpu]")

@@ -163,9 +163,6 @@ def study_of(values: Any) -> Study:
     arms = {str(name): _arm(str(name), entry, schedule, tried) for name, entry in described.items()}
     if not arms:
         raise ConfigError("optimizers is empty: nothing to compare")
-    baseline = str(values.get(_BASELINE, next(iter(arms))))
-    if baseline not in arms:
-        raise ConfigError(f"baseline={baseline!r} is no optimizer of the study{nearest(baseline, arms)}")
     for arm in arms.values():
         source = arm.multipliers_from
         if source is not None and (source not in arms or arms[source].multipliers_from is not None):
@@ -174,7 +171,20 @@ def study_of(values: Any) -> Study:
                 "none itself"
             )
     seeds = _seeds(values.get("seeds", [1, 2, 3]), "seeds")
-    return Study(task, arms, baseline, seeds, _seeds(values.get("select_seeds", []), "select_seeds") or seeds)
+    select_seeds = _seeds(values.get("select_seeds", []), "select_seeds") or seeds
+    study = Study(task, arms, next(iter(arms)), seeds, select_seeds)
+    return with_baseline(study, str(values[_BASELINE])) if _BASELINE in values else study
+
+
+def with_baseline(study: Study, baseline: str) -> Study:
+    """Return the study with another optimizer that the others are compared with; its cells are the same.
+
+    Raises:
+        ConfigError: it is none of the study's.
+    """
+    if baseline not in study.arms:
+        raise ConfigError(f"baseline={baseline!r} is no optimizer of the study{nearest(baseline, study.arms)}")
+    return dataclasses.replace(study, baseline=baseline)
 
 
 def _arm(name: str, entry: Any, schedule: Schedule, defaults: Mapping[str, Any]) -> Arm:
