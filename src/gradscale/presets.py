@@ -94,4 +94,6 @@ def of_preset(name: str, given: Mapping[str, Any], options: Mapping[str, Option]
         given: options of SGG, of which a preset may be one.
         options: those of the base.
     """
-    return OF_SOME.get(given.get(NAME, PRESET.default), {}).get(name, options[name].default)
+    preset = given.get(NAME, PRESET.default)  # one that does not exist is refused where SGG's options are read
+    said = OF_SOME[preset] if isinstance(preset, str) and preset in OF_SOME else {}
+    return said.get(name, options[name].default)

@@ -151,14 +151,17 @@ def test_a_wrong_study_ends_with_one_line_and_status_2(tmp_path, capsys):
     assert "did you mean 'sgg_adamw'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_hard_batch_late_in_a_run_is_no_divergence(study, monkeypatch):
+def test_a_hard_batch_is_no_divergence_and_ten_are(study, monkeypatch):
     """Of the first loss, not of the lowest so far: one batch may be far above what a trained model knows."""
     losses = iter([5.0] * 6 + [1.0] * 6 + [5.5] + [1.0] * 6 + [math.nan])
     monkeypatch.setattr(_Run, "step", lambda self, ids: next(losses))
     assert train(study, Cell("adamw", 1e-3, 11))["curve"][-1][0] == 15  # of 20 steps, with a measurement at each fifth
     losses = iter([5.0] * 6 + [1.0] * 6 + [5.5] + [1.0] * 7)
     assert train(study, Cell("adamw", 1e-3, 11))["status"] == "finished"
-    losses = iter([5.0, 6.1])
+    losses = iter([5.0] + [6.1] * 10)
+    found = train(study, Cell("adamw", 1e-3, 11))
+    assert found["status"] == "diverged" and found["curve"][-1][0] == 10 and found["validation_loss"] is None
+    losses = iter([0.1] * 20)  # ends far above that, by its validation loss
     assert train(study, Cell("adamw", 1e-3, 11))["status"] == "diverged"
 
 

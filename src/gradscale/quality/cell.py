@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from gradscale.quality.study import Arm, Study
 from gradscale.training.arguments import TrainArguments
 
 DIVERGED_ABOVE = 1.0  # nats above the first training loss
+_DIVERGED_FOR = 10  # steps, one after the other: single batches may be far above what a model knows
 _EVAL_BATCH = 32
 
 
@@ -63,6 +65,7 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
     if schedule.compile:
         run.compile(next(_batches(blocks.train, schedule.batch_size, cell.seed)))
     losses: list[float] = []
+    latest_losses: deque[float] = deque(maxlen=_DIVERGED_FOR)
     first = math.inf
     for step in range(schedule.steps):
         began = time.perf_counter()
@@ -71,8 +74,10 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
             group["lr"] = rate * factor
         losses.append(run.step(next(batches)))
         run.seconds += time.perf_counter() - began
-        first = losses[0] if step == 0 else first  # later ones are lower, and single batches may be far above them
-        if not math.isfinite(losses[-1]) or losses[-1] > first + DIVERGED_ABOVE:
+        latest_losses.append(losses[-1])
+        first = losses[0] if step == 0 else first
+        lost = len(latest_losses) == _DIVERGED_FOR and min(latest_losses) > first + DIVERGED_ABOVE
+        if lost or not math.isfinite(losses[-1]):
             return run.result("diverged")
         latest = getattr(optimizer, "grouping_report", None)
         if latest is not None and latest is not report:
@@ -86,7 +91,7 @@ def train(study: Study, cell: Cell, device: str = "cpu") -> dict[str, Any]:
             run.curve.append((step + 1, run.seconds, run.validation_loss(blocks.validation)))
             if not math.isfinite(run.curve[-1][-1]):
                 return run.result("diverged")
-    return run.result("finished")
+    return run.result("diverged" if run.curve[-1][-1] > first + DIVERGED_ABOVE else "finished")
 
 
 class _Run:
