@@ -13,7 +13,7 @@ FIXED = {"recluster_interval": 1, "scale_decay": 0.0}
 def test_the_first_grouping_is_that_of_sgg_adamw_and_acts_one_step_later():
     own = {"recluster_interval": 3}
     wrapped = SGG(torch.optim.AdamW(parameters(), **OPTIONS), **own)
-    named = SGGAdamW(parameters(), **OPTIONS, **own, kernel="eager")
+    named = SGGAdamW(parameters(), **OPTIONS, **own, nesterov=False, kernel="eager")
     plain = torch.optim.AdamW(parameters(), **OPTIONS)
     courses = [run(optimizer, range(3)) for optimizer in (wrapped, named, plain)]
     assert apart(courses[0][1], courses[1][1]) < 1e-6
