@@ -18,19 +18,13 @@ from gradscale import SGGAdamW
 from gradscale.optim.rule import Layer
 from gradscale.optim.sgg_scaler import SGGScaler
 from tests.engines.fsdp_on_cpu import relabel_cpu_ranks
+from tests.engines.options import OPTIONS
 from tests.engines.sent import sent_bytes
 from tests.optim.training import batches, make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integrations" / "scripts"))
 import tiny  # noqa: E402
 
-OPTIONS = {
-    "lr": 1e-2,
-    "recluster_interval": 4,
-    "scale_decay": 0.5,
-    "weight_decay": 0.1,
-    "global_mda": "clusters",  # a D that all layers, and all ranks, have a part in
-}
 STEPS = 20
 ROWS = 6  # of each batch
 

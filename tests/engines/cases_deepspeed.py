@@ -12,17 +12,11 @@ from torch import nn
 
 from gradscale import SGGAdamW
 from tests.engines.models_deepspeed import Adapted, Branching, Fed, Tied, Uneven, fill, gradients
+from tests.engines.options import OPTIONS
 from tests.engines.sent import sent_bytes
 from tests.engines.whole_deepspeed import WholeLayers
 from tests.optim.training import batches
 
-OPTIONS = {
-    "lr": 1e-2,
-    "recluster_interval": 4,
-    "scale_decay": 0.5,
-    "weight_decay": 0.1,
-    "global_mda": "clusters",  # a D that all layers, and all ranks, have a part in
-}
 STEPS, VARIED_STEPS = 20, 12
 ROWS = 6  # of each batch
 

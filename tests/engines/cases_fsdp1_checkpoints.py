@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from tests.engines.cases_accelerate import OPTIONS
 from tests.engines.cases_fsdp1 import (
     engine_of,
     next_token_loss,
@@ -28,6 +27,7 @@ from tests.engines.cases_fsdp1 import (
 )
 from tests.engines.checkpoints_fsdp1 import KINDS, FlattenedStateDicts, damages, make_accelerator, never_offload
 from tests.engines.models_fsdp1 import adapted, nested
+from tests.engines.options import OPTIONS
 from tests.optim.training import batches
 
 STOP, END = 10, 16

@@ -11,15 +11,9 @@ from torch import nn
 
 from gradscale import SGGAdamW
 from tests.engines.cases_deepspeed import config, deepspeed_module
+from tests.engines.options import OPTIONS
 from tests.optim.training import batches
 
-OPTIONS = {
-    "lr": 1e-2,
-    "recluster_interval": 4,
-    "scale_decay": 0.5,
-    "weight_decay": 0.1,
-    "global_mda": "clusters",  # a D that all layers, and all ranks, have a part in
-}
 SAVED_AT, STEPS = 5, 10
 # DeepSpeed would keep layers as small as these whole, and those of a param group together.
 SMALL = {"stage": 3, "sub_group_size": 100, "stage3_param_persistence_threshold": 0}
