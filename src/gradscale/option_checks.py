@@ -89,9 +89,11 @@ def check_sgg(options: Mapping[str, Any]) -> None:
             "compared with itself always has a scale of 1; use global_mda='clusters'"
         )
     if options["labels_device"] != "device" and (options["labels"] == "live" or grouping in _WITHOUT_LABELS):
-        name, value = ("labels", "live") if options["labels"] == "live" else ("grouping", grouping)
+        no_labels = grouping in _WITHOUT_LABELS
+        name, value = ("grouping", grouping) if no_labels else ("labels", "live")
+        hint = "" if no_labels else "; frozen ones can be kept there: labels='frozen'"
         raise OptionError(
-            f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels"
+            f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels{hint}"
         )
 
 

@@ -10,6 +10,7 @@ from tests.reference.sgg_reference import ReferenceSGGAdamW
 
 VARIANTS = [
     {},
+    {"n_clusters": 8, "momentum_sign": "absolute", "labels": "live"},
     {"n_clusters": 2},
     {"scale_decay": 0.0},
     {"scale_bounds": (0.5, 2.0)},
@@ -48,13 +49,14 @@ def test_trajectory_is_the_references(options, cls):
         reference.step(grads)
     for name, param in params.items():
         # The histogram moves medians by up to its bin width (0.8 %), and with them scales, and the labels of elements
-        # at the very edge of their cluster, whose scale then jumps: most with scales that do not average (decay 0).
+        # at the very edge of their cluster, whose scale then jumps: most with scales that do not average (decay 0), and
+        # where there are many clusters.
         moved = np.abs(reference.params[name] - start[name])
         difference = np.abs(param.detach().numpy() - reference.params[name])
         if param.dim() < 2:
             np.testing.assert_allclose(param.detach().numpy(), reference.params[name], rtol=1e-12)
         else:
-            assert difference.mean() <= 0.03 * moved.mean()
+            assert difference.mean() <= (0.04 if options.get("n_clusters") == 8 else 0.03) * moved.mean()
             scales = optimizer.state[param]["scales"].numpy()
             np.testing.assert_allclose(scales, reference.scales[name], rtol=0.03)
             if options.get("labels") != "live":

@@ -8,36 +8,33 @@ below 1.
 import numpy as np
 
 
-def lloyd(values, n_clusters):
-    """Exact k-means by Lloyd's iterations to convergence, the best of many starts. Returns labels and centroids."""
+def kmeans(values, n_clusters):
+    """Exact k-means: the cuts of the sorted values with the least sum of squares. Returns labels and centroids.
+
+    Clusters in one dimension are intervals, so that dynamic programming over the last cut finds the best of all
+    partitions (Wang and Song, 2011). Values that are equal stay together.
+    """
     values = np.asarray(values, dtype=np.float64).ravel()
-    distinct = np.unique(values)
+    distinct, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     if len(distinct) <= n_clusters:
-        return np.searchsorted(distinct, values), distinct
-    starts = [
-        np.quantile(values, (np.arange(n_clusters) + 0.5) / n_clusters),
-        np.linspace(values.min(), values.max(), n_clusters),
-        np.quantile(distinct, (np.arange(n_clusters) + 0.5) / n_clusters),
-    ]
-    generator = np.random.default_rng(0)
-    starts += [generator.choice(distinct, n_clusters, replace=False) for _ in range(30)]
-    best = None
-    for start in starts:
-        centroids = np.unique(start)
-        if len(centroids) < n_clusters:
-            continue
-        while True:
-            labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
-            moved = np.array(
-                [values[labels == c].mean() if (labels == c).any() else centroids[c] for c in range(n_clusters)]
-            )
-            if np.array_equal(moved, centroids):
-                break
-            centroids = np.sort(moved)
-        cost = within_cluster_squares(values, labels)
-        if best is None or cost < best[0]:
-            best = cost, labels, centroids
-    return best[1], best[2]
+        return place, distinct
+    centred = distinct - values.mean()  # squares of numbers far from zero would swallow their differences
+    number, total, squares = (np.concatenate([[0.0], np.cumsum(counts * centred**power)]) for power in range(3))
+    # Sum of squares of the distinct values from one place up to, but not with, another.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cost = np.subtract.outer(squares, squares).T
+        cost -= np.subtract.outer(total, total).T ** 2 / np.subtract.outer(number, number).T
+    cost[np.tril_indices(len(cost))] = np.inf
+    best, last_cuts = cost[0], []
+    for _ in range(n_clusters - 1):
+        through = best[:, None] + cost
+        last_cuts.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    cuts = [len(distinct)]
+    for of_end in reversed(last_cuts):
+        cuts.insert(0, of_end[cuts[0]])
+    labels = np.repeat(np.arange(n_clusters), np.diff([0, *cuts]))[place]
+    return labels, np.array([values[labels == c].mean() for c in range(n_clusters)])
 
 
 def within_cluster_squares(values, labels):
@@ -78,7 +75,7 @@ class ReferenceSGGAdamW:
         weight_decay=1e-2,
         n_clusters=3,
         recluster_interval=500,
-        scale_decay=0.9,
+        scale_decay=0.5,
         scale_bounds=(0.1, 10.0),
         momentum_sign="signed",
         labels="frozen",
@@ -112,7 +109,7 @@ class ReferenceSGGAdamW:
         per_cluster, all_deviations = {}, []
         for name in self.labels:
             n_clusters = 1 if self.params[name].size < self.min_layer_size else self.n_clusters
-            labels, centroids = lloyd(self.grouped(name), n_clusters)
+            labels, centroids = kmeans(self.grouped(name), n_clusters)
             self.labels[name], self.centroids[name] = labels, centroids
             deviation = deviations(self.grouped(name))
             all_deviations.append(deviation)

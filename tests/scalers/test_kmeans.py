@@ -12,7 +12,7 @@ from gradscale.scalers.histogram import count_values
 from gradscale.scalers.kmeans import cluster_histograms
 from gradscale.scalers.occupied import Occupied
 from gradscale.scalers.sgg import assign_labels
-from tests.reference.sgg_reference import lloyd, within_cluster_squares
+from tests.reference.sgg_reference import kmeans, within_cluster_squares
 
 
 def cluster(tensor, n_clusters):
@@ -46,12 +46,12 @@ def test_near_the_exact_optimum(name, n_clusters):
     # The grid itself costs up to its rounding: compare on values that lie on it, then bound the rounding apart.
     on_grid = tensor.to(torch.bfloat16).float()
     _, labels = cluster(on_grid, n_clusters)
-    reference, _ = lloyd(on_grid.numpy(), n_clusters)
+    reference, _ = kmeans(on_grid.numpy(), n_clusters)
     cost, optimum = (within_cluster_squares(on_grid.numpy(), each) for each in (labels.numpy(), reference))
     assert cost <= 1.005 * optimum
 
     _, labels = cluster(tensor, n_clusters)
-    reference, _ = lloyd(tensor.numpy(), n_clusters)
+    reference, _ = kmeans(tensor.numpy(), n_clusters)
     cost, optimum = (within_cluster_squares(tensor.numpy(), each) for each in (labels.numpy(), reference))
     rounding = tensor.numel() * (tensor.abs().max().item() * 2**-8) ** 2
     assert cost <= 1.005 * optimum + rounding
@@ -63,7 +63,7 @@ def test_near_the_exact_optimum(name, n_clusters):
 def test_few_distinct_values_are_clustered_exactly(n_clusters, data):
     tensor = torch.tensor(data)
     clusters, labels = cluster(tensor, n_clusters)
-    reference, _ = lloyd(tensor.numpy(), n_clusters)
+    reference, _ = kmeans(tensor.numpy(), n_clusters)
     cost, optimum = (within_cluster_squares(tensor.numpy(), each) for each in (labels.numpy(), reference))
     assert cost <= optimum * (1 + 1e-6)
     assert not clusters.centroids.isnan().any() and not clusters.boundaries.isnan().any()

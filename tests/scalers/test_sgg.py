@@ -19,7 +19,7 @@ from gradscale.scalers.sgg import (
     mda_over_clusters,
     update_scales,
 )
-from tests.reference.sgg_reference import deviations, lloyd
+from tests.reference.sgg_reference import deviations, kmeans
 
 GRID = 2**-8  # largest relative error of rounding to bfloat16
 
@@ -89,7 +89,7 @@ def test_narrow_values_far_from_zero_are_resolved(ratio, absolute):
     state = {"scales": torch.ones(3), "boundaries": torch.zeros(2), "labels": torch.zeros(40, 100, dtype=torch.uint8)}
     report = scaler.observe([Layer("l", 4000, (), momentum, state, group, True)], 1)
     key = momentum.abs() if absolute else momentum
-    reference, centroids = lloyd(key.numpy(), 3)
+    reference, centroids = kmeans(key.numpy(), 3)
     exact = [np.median(deviations(key)[reference == c]) for c in range(3)]
     np.testing.assert_allclose(report.layers[0].mda, exact, rtol=0.04)
     np.testing.assert_allclose(report.layers[0].centroids, centroids, atol=0.03, rtol=1e-9)

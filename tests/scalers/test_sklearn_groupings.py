@@ -15,7 +15,7 @@ from gradscale.scalers.ablations import as_intervals, group_layers_otherwise
 from gradscale.scalers.histogram import count_values
 from gradscale.scalers.occupied import Occupied
 from gradscale.scalers.sgg import assign_labels
-from tests.reference.sgg_reference import lloyd, within_cluster_squares
+from tests.reference.sgg_reference import kmeans, within_cluster_squares
 
 METHODS = ["minibatch_kmeans", "gmm", "dbscan"]
 
@@ -59,7 +59,7 @@ def test_groups_follow_from_the_counts_alone(method):
 def test_mini_batches_come_near_the_best_clusters():
     layer = heavy(3000)
     labels = grouped(layer, "minibatch_kmeans")[1].numpy()
-    best = within_cluster_squares(layer.numpy(), lloyd(layer.numpy(), 3)[0])
+    best = within_cluster_squares(layer.numpy(), kmeans(layer.numpy(), 3)[0])
     assert best <= within_cluster_squares(layer.numpy(), labels) * (1 + 1e-3) <= 1.3 * best
     assert (np.diff(labels[layer.numpy().argsort()].astype(int)) >= 0).all()
 
