@@ -93,7 +93,8 @@ def check_sgg(options: Mapping[str, Any]) -> None:
         name, value = ("grouping", grouping) if no_labels else ("labels", "live")
         hint = "" if no_labels else "; frozen ones can be kept there: labels='frozen'"
         raise OptionError(
-            f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels{hint}"
+            f"labels_device={options['labels_device']!r} is not allowed with {name}={value!r}, which keeps no labels"
+            f"{hint}"
         )
 
 
