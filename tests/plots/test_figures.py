@@ -134,6 +134,7 @@ def test_clusters_of_real_checkpoints_are_readable(tmp_path, width):
         "absolute": lambda model: gradscale.SGGSGD(
             model.named_parameters(), lr=10.0, momentum=0.9, recluster_interval=3, momentum_sign="absolute"
         ),
+        "many": lambda model: gradscale.SGGAdamW(model.named_parameters(), recluster_interval=3, n_clusters=10),
         "layer": lambda model: gradscale.SGGAdam(model.named_parameters(), recluster_interval=3, grouping="gmm"),
     }
     for name, make in kinds.items():
@@ -141,7 +142,7 @@ def test_clusters_of_real_checkpoints_are_readable(tmp_path, width):
         layers = [checkpoint.read(one) for one in checkpoint.names]
         figure = clusters_figure(layers, f"sgg_{name}, step 6", width, at_peak=name == "lion")
         check_readable(figure)
-        assert len(figure.axes) == len(layers) * (3 if width > 5 and name in ("adamw", "layer") else 2)
+        assert len(figure.axes) == len(layers) * (3 if width > 5 and name in ("adamw", "many", "layer") else 2)
         assert figure.axes[0].get_xlabel().startswith("|momentum|" if name == "absolute" else "momentum")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradscale.plots.checkpoint import ClusterLayer
 
 _BINS = 60
-_ROW = 1.25  # inches
+_ROW, _AROUND, _BAR = 1.25, 0.45, 0.13  # inches: at least, and by the clusters that have a bar in it
 MOST_LAYERS = 6  # on a page
 _NARROW = 5.0  # inches: no room for a third column
 
@@ -51,7 +51,7 @@ def clusters_figure(
     """
     clusters = max(len(layer.scales) for layer in layers)
     rates_of_elements = width >= _NARROW and any(layer.divisor is not None for layer in layers)
-    figure = style.figure(width, 0.75 + _ROW * len(layers))
+    figure = style.figure(width, 0.75 + max(_ROW, _AROUND + _BAR * clusters) * len(layers))
     grid = figure.subplots(len(layers), 3 if rates_of_elements else 2, squeeze=False)
     for layer, row in zip(layers, grid, strict=True):
         hidden = _draw_momentum(row[0], layer)
@@ -64,7 +64,7 @@ def clusters_figure(
     if rates_of_elements:
         grid[-1, 2].set_xlabel("lr × scale / (√v + ε)")
     handles: list[Any] = [
-        Patch(facecolor=f"{style.COLOURS[one]}66", edgecolor=style.COLOURS[one], hatch=style.HATCHES[one], label=name)
+        Patch(**_look(one), edgecolor=_colour(one), label=name)
         for one, name in enumerate(_names(clusters))
     ]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="boundary"))
@@ -115,7 +115,7 @@ def _draw_rates(axes: Any, layer: ClusterLayer, *, named: bool) -> None:
     rates = [layer.rate * scale for scale in layer.scales]
     for one, (rate, share) in enumerate(zip(rates, shares(layer), strict=True)):
         if share:
-            axes.barh(one, rate - layer.rate, left=layer.rate, height=0.6, **_look(one), edgecolor=style.COLOURS[one])
+            axes.barh(one, rate - layer.rate, left=layer.rate, height=0.6, **_look(one), edgecolor=_colour(one))
     axes.axvline(layer.rate, color="0.4", linestyle=":", linewidth=1.0)
     axes.set_xscale("log")
     low, high = style.spread([layer.rate, *rates])
@@ -151,15 +151,19 @@ def _histograms(axes: Any, values: Any, labels: Any, edges: Any, shown: Any = No
         counts, _ = np.histogram(values[labels == one], bins=edges)
         if counts.any():
             axes.stairs(counts, edges if shown is None else shown, fill=True, linewidth=0, **_look(one))
-            axes.stairs(counts, edges if shown is None else shown, color=style.COLOURS[one], linewidth=0.8)
+            axes.stairs(counts, edges if shown is None else shown, color=_colour(one), linewidth=0.8)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     style.log_axis(axes.yaxis, 0.7, axes.get_ylim()[1], sparse=True)
 
 
+def _colour(one: int) -> str:
+    return style.COLOURS[one % len(style.COLOURS)]
+
+
 def _look(one: int) -> dict[str, Any]:
-    colour = style.COLOURS[one % len(style.COLOURS)]
-    return {"facecolor": f"{colour}66", "hatch": style.HATCHES[one % len(style.HATCHES)]}
+    turn = one // len(style.COLOURS)  # colours come again, and then with other hatches
+    return {"facecolor": f"{_colour(one)}66", "hatch": style.HATCHES[(one + turn) % len(style.HATCHES)]}
 
 
 def _label(axes: Any, what: str, typical: float) -> None:
