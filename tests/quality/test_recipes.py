@@ -101,7 +101,8 @@ def test_recipes_can_be_read_and_their_optimizers_are_there(path):
     study = read_study(path)
     for arm in study.arms.values():
         class_and_options(arm)
-    assert study.arms[study.baseline].optim == "torch.optim.AdamW"
+    baseline = study.arms[study.baseline]
+    assert baseline.optim == "torch.optim.AdamW" or baseline.options == {"grouping": "none"}
     # Chosen on other seeds than those that are measured, where there is anything to choose.
     chosen = any(len(arm.learning_rates) > 1 for arm in study.arms.values())
     assert not (chosen and set(study.seeds) & set(study.select_seeds))
