@@ -64,8 +64,7 @@ def clusters_figure(
     if rates_of_elements:
         grid[-1, 2].set_xlabel("lr × scale / (√v + ε)")
     handles: list[Any] = [
-        Patch(**_look(one), edgecolor=_colour(one), label=name)
-        for one, name in enumerate(_names(clusters))
+        Patch(**_look(one), edgecolor=_colour(one), label=name) for one, name in enumerate(_names(clusters))
     ]
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="boundary"))
     handles.append(Line2D([], [], color="0.4", linestyle=":", label="not scaled"))
