@@ -122,7 +122,7 @@ SGG: Mapping[str, Option] = MappingProxyType(
     {
         "n_clusters": Option(Integer(1, 64), 3, "K, clusters per layer; 1 leaves the base optimizer as it is"),
         "recluster_interval": Option(Interval(), 500, "T, steps between two groupings, or a fraction of the run"),
-        "scale_decay": Option(Real(0.0, 1.0, high_open=True), 0.5, "beta3, decay rate of the scales (paper: 0.99)"),
+        "scale_decay": Option(Real(0.0, 1.0, high_open=True), 0.9, "beta3, decay rate of the scales (paper: 0.99)"),
         "scale_bounds": Option(
             Pair(Real(0.0, low_open=True), ordered=True), (0.1, 10.0), "lowest and highest ratio that enters a scale"
         ),

@@ -77,7 +77,7 @@ def test_others_are_not(names):
 
 def test_layers_with_other_options_or_other_ranks_are_grouped_apart():
     names = ["a.q.lora_A.x", "a.k.lora_A.x", "a.v.lora_A.x", "a.o.lora_A.x"]
-    options = [{}, {"weight_decay": 0.1}, {"scale_decay": 0.9}, {}]
+    options = [{}, {"weight_decay": 0.1}, {"scale_decay": 0.5}, {}]
     layers = [layer(n, torch.ones(4, 4), pool="lora", **own) for n, own in zip(names, options, strict=True)]
     layers[3] = dataclasses.replace(layers[3], process_groups=(object(),))
     assert [[one.name for one in pool.layers] for pool in pools_of(layers)] == [names[:2], names[2:3], names[3:]]

@@ -81,7 +81,7 @@ def test_a_preset_is_the_values_that_it_has():
 
 
 def test_a_rate_of_the_embedding_that_the_study_gives_stands_for_the_optimizers_own():
-    now = {"global_mda": "layer", "nesterov": True, "scale_decay": 0.5}
+    now = {"global_mda": "layer", "nesterov": True}
     assert of()["arm"]["options"] == {**now, "embedding_lr_factor": "auto"}
     assert of(rates={"embedding": 8})["arm"]["options"] == now
     assert of(compile=True)["arm"]["schedule"]["compile"] is True

@@ -75,7 +75,7 @@ class ReferenceSGGAdamW:
         weight_decay=1e-2,
         n_clusters=3,
         recluster_interval=500,
-        scale_decay=0.5,
+        scale_decay=0.9,
         scale_bounds=(0.1, 10.0),
         momentum_sign="signed",
         labels="frozen",
