@@ -198,7 +198,10 @@ def test_compiled_and_eager_steps_of_clusters_in_several_intervals_agree(labels)
             r"global_mda='layer' \(the default\) is not allowed with grouping='layer'.* use global_mda='clusters'",
         ),
         ({"labels_device": "gpu"}, "labels_device='gpu' is not allowed"),
-        ({"labels_device": "cpu", "labels": "live"}, "labels_device='cpu' is not allowed with labels='live'"),
+        (
+            {"labels_device": "cpu", "labels": "live"},
+            "labels_device='cpu' is not allowed with labels='live'.*labels='frozen'",
+        ),
         (
             {"labels_device": "hybrid", "grouping": "layer", "global_mda": "clusters"},
             "labels_device='hybrid' is not allowed with grouping='layer'",

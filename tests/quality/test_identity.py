@@ -35,7 +35,7 @@ FIRST = {
         "adamw-embedding-8": {"optim": "torch.optim.AdamW", "learning_rates": [2e-3], "rates": {"embedding": 8}},
         "sgg": {
             "optim": "sgg_adamw",
-            "options": {"recluster_interval": 0.06, "scale_decay": 0.9, "global_mda": "clusters", "nesterov": False},
+            "options": {"recluster_interval": 0.06, "global_mda": "clusters", "nesterov": False},
             "rates": {"embedding": 1},
             "learning_rates": [1e-3],
         },
@@ -69,7 +69,7 @@ def test_keys_that_came_later_count_where_they_are_given():
 
 def test_what_the_first_version_did_is_asked_for_as_it_was_then():
     values = asked(study_of(FIRST), Cell("sgg", 1e-3, 1))
-    assert values["arm"]["options"] == {"recluster_interval": 0.06, "scale_decay": 0.9, "global_mda": "clusters"}
+    assert values["arm"]["options"] == {"recluster_interval": 0.06, "global_mda": "clusters"}
     assert "compile" not in values["arm"]["schedule"] and "micro_batch_size" not in values["arm"]["schedule"]
 
 
@@ -81,9 +81,8 @@ def test_a_preset_is_the_values_that_it_has():
 
 
 def test_a_rate_of_the_embedding_that_the_study_gives_stands_for_the_optimizers_own():
-    now = {"global_mda": "layer", "nesterov": True}
-    assert of()["arm"]["options"] == {**now, "embedding_lr_factor": "auto"}
-    assert of(rates={"embedding": 8})["arm"]["options"] == now
+    assert of()["arm"]["options"] == {"global_mda": "layer", "nesterov": True, "embedding_lr_factor": "auto"}
+    assert of(rates={"embedding": 8})["arm"]["options"] == {"global_mda": "layer", "nesterov": True}
     assert of(compile=True)["arm"]["schedule"]["compile"] is True
 
 
