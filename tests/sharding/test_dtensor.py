@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from gradscale.optim.sgg_adam import SGGAdamW
+from tests.engines.launch import run_ranks
 from tests.optim.training import batches, make_model, train
 from tests.sharding.cases_dtensor import ABLATIONS, LAYOUTS, OPTIONS, everything, fed
-from tests.sharding.ranks import run_on_ranks
 
 WORLDS = [2, 3, 4]
 
@@ -19,7 +19,7 @@ WORLDS = [2, 3, 4]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dtensor")
-    return {world: run_on_ranks(everything, world, folder / str(world), str(folder)) for world in WORLDS}
+    return {world: run_ranks(everything, world, folder / str(world), str(folder)) for world in WORLDS}
 
 
 @pytest.mark.parametrize("world", WORLDS)
