@@ -18,7 +18,7 @@ WORDS = [*SPECIAL.values(), *"yes no maybe the a cat dog bird sees hears likes b
 ARGUMENTS = [
     *("--use_cpu", "--bf16", "false", "--max_steps", "20", "--logging_steps", "1", "--learning_rate", "5e-3"),
     *("--per_device_train_batch_size", "8", "--warmup_steps", "0", "--tasks", "mrpc", "stsb"),
-    *("--optim_args", "n_clusters=2,recluster_interval=0.25,scale_decay=0.99,scale_bounds=[0.1,10]"),
+    *("--optim_args", "preset=paper,grouping=kmeans,n_clusters=2,recluster_interval=0.25"),
     *("--eval_strategy", "no", "--output_dir", "runs/glue-smoke", "--report_to", "none"),
 ]
 

@@ -91,7 +91,7 @@ STEP: Mapping[str, Option] = MappingProxyType(
         "embedding_lr_factor": Option(
             Auto(Real(0.0, low_open=True)),
             1.0,
-            "what the learning rate of the input embedding is multiplied by; auto: 8, and 1 of one tied to the head",
+            "what the learning rate of the input embedding is multiplied by; auto: 16, and 1 of one tied to the head",
         ),
     }
 )

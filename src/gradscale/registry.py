@@ -58,8 +58,17 @@ _ADAM_FIELDS = MappingProxyType({"betas": ("adam_beta1", "adam_beta2"), "eps": (
 # A 300-step fine-tune must not silently be plain AdamW: inside a Trainer the default interval is a share of the run
 # (the paper uses 1 to 5 % of all steps).
 SGG_TRAINER_DEFAULTS = MappingProxyType({"recluster_interval": 0.05})
-# There the model is known, too, and with it the embedding. Measured with Adam alone.
-_SGG_ADAM_TRAINER_DEFAULTS = MappingProxyType({**SGG_TRAINER_DEFAULTS, "embedding_lr_factor": AUTO})
+# What measured best, on Adam alone: see docs/quality.md. The model is known there, too, and with it the embedding.
+_SGG_ADAM_TRAINER_DEFAULTS = MappingProxyType(
+    {
+        **SGG_TRAINER_DEFAULTS,
+        "n_clusters": 8,
+        "scale_decay": 0.5,
+        "momentum_sign": "absolute",
+        "labels": "live",
+        "embedding_lr_factor": AUTO,
+    }
+)
 
 
 def _adapted(

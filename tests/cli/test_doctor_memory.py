@@ -57,7 +57,8 @@ def kinds_of(report):
 @pytest.mark.parametrize("name", ENGINES)
 def test_state_is_that_of_the_real_engine_on_its_fullest_rank_to_the_byte(name, real_states, tiny, tmp_path, capsys):
     adapters = ["--lora_r", 3] if "lora" in name else []
-    report = ask(capsys, "--model", tiny, *options_of(tmp_path, ENGINES[name]), *adapters)
+    groups = ["--optim_args", "labels=frozen,n_clusters=3"]  # of the constructor, which `cases_doctor` calls
+    report = ask(capsys, "--model", tiny, *options_of(tmp_path, ENGINES[name]), *adapters, *groups)
     assert kinds_of(report) == in_kinds(real_states[name])
     assert report["engine"]["processes"] == RANKS
 
@@ -97,7 +98,7 @@ PLAIN = {
     "bfloat16": ({"dtype": torch.bfloat16}, ["--dtype", "bf16"]),
     "float16": ({"dtype": torch.float16}, ["--dtype", "fp16"]),
     "amsgrad": ({"optim_args": "amsgrad=true"}, ["--optim_args", "amsgrad=true"]),
-    "live": ({"optim_args": "labels=live"}, ["--optim_args", "labels=live"]),
+    "frozen": ({"optim_args": "labels=frozen"}, ["--optim_args", "labels=frozen"]),
     "one cluster": ({"optim_args": "n_clusters=1"}, ["--optim_args", "n_clusters=1"]),
     "layer": ({"optim_args": ONE_SCALE}, ["--optim_args", ONE_SCALE]),
     "static": ({"optim_args": "grouping=static"}, ["--optim_args", "grouping=static"]),
@@ -206,7 +207,7 @@ def test_a_grouping_takes_no_more_for_a_moment_where_there_are_more_layers():
 def test_the_numbers_of_the_documented_llama_come_out(tmp_path, capsys):
     model = write(tmp_path, "config.json", BILLION)
     config = write(tmp_path, "fsdp2.yaml", fsdp(2, 8))
-    report = ask(capsys, "--model", model, "--accelerate_config", config)
+    report = ask(capsys, "--model", model, "--accelerate_config", config, "--optim_args", "labels=frozen")
     assert report["optimizer"]["scaled_layers"] == 170
     assert report["sent"]["all_reduce"] == 44_391_080
     assert report["sent"]["ring_traffic_per_rank"] == 44_391_080 * 2 * 7 // 8

@@ -43,6 +43,8 @@ def run(engine, folder, rank, world_size, *, resume=None, done=0, **kwargs):
             "max_steps": 8 + 1,
             "num_train_epochs": 2,
             "learning_rate": 1e-3,
+            # What engines round differently shall not be multiplied by the default's rate of the embedding.
+            "optim_args": "recluster_interval=3,embedding_lr_factor=2",
             "save_strategy": "steps",
             "save_steps": 4,
             **engines.arguments(engine, states),

@@ -40,9 +40,10 @@ def equal(one, other):
 
 
 def test_a_threshold_is_that_of_the_same_step(tmp_path):
-    fixed = make(tmp_path, max_grad_norm=0.25)
+    plain = "grouping=none"  # an element at the edge of two clusters would make more of the last digit
+    fixed = make(tmp_path, max_grad_norm=0.25, optim_args=plain)
     fixed.train()
-    ours = make(tmp_path, alsdgc="robust,warmup_threshold=0.25")
+    ours = make(tmp_path, alsdgc="robust,warmup_threshold=0.25", optim_args=plain)
     ours.train()
     assert logged(ours, "grad_norm") == pytest.approx(logged(fixed, "grad_norm"), rel=1e-4)
     for mine, theirs in zip(weights(ours).values(), weights(fixed).values(), strict=True):

@@ -80,7 +80,9 @@ def values(model):
 
 KINDS = {
     "LoRA": (lora(), ()),
+    "LoRA, frozen labels": (lora(), ("labels=frozen",)),
     "rsLoRA, pooled": (lora(use_rslora=True), ("pool=lora",)),
+    "DoRA, pooled, frozen labels": (lora(use_dora=True), ("pool=lora", "labels=frozen")),
     "DoRA, pooled": (lora(use_dora=True), ("pool=lora",)),
     "modules_to_save": (lora(modules_to_save=["lm_head"]), ()),
     "an embedding's, pooled": (lora(target_modules=["embed_tokens", *MODULES]), ("pool=lora",)),
@@ -102,10 +104,10 @@ def test_what_is_trained_is_scaled_and_what_is_frozen_costs_nothing(kind, tmp_pa
     assert set(optimizer.state) == set(params.values())
     matrices = {name: param for name, param in params.items() if param.dim() >= 2}
     labels = [state["labels"].numel() for state in optimizer.state.values() if "labels" in state]
-    assert sum(labels) == sum(param.numel() for param in matrices.values())
+    assert sum(labels) == (sum(param.numel() for param in matrices.values()) if "labels=frozen" in options else 0)
     reported = [name for one in optimizer.grouping_report.layers for name in (one.pooled or (one.name,))]
     assert sorted(reported) == sorted(matrices)
-    assert any(one.pooled for one in optimizer.grouping_report.layers) == bool(options)
+    assert any(one.pooled for one in optimizer.grouping_report.layers) == ("pool=lora" in options)
     after = values(model)
     # AdaLoRA marks its rank among the parameters; nothing trains it.
     changed = {name for name in after if not torch.equal(before[name], after[name]) and "ranknum" not in name}

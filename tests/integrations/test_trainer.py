@@ -149,7 +149,7 @@ def test_hyper_parameter_search(tmp_path):
     assert groups[0]["initial_lr"] != groups[1]["initial_lr"]
 
 
-@pytest.mark.parametrize(("given", "factor"), [("embedding_lr_factor=4,", 4), ("", 8), ("preset=paper,", 1)])
+@pytest.mark.parametrize(("given", "factor"), [("embedding_lr_factor=4,", 4), ("", 16), ("preset=paper,", 1)])
 def test_the_embedding_has_its_rate_without_a_param_group_of_its_own(tmp_path, given, factor):
     trainer = make(tmp_path, max_steps=1, learning_rate=1e-3, weight_decay=0.0, optim_args=f"{given}n_clusters=1")
     weights = trainer.model.get_input_embeddings().weight, trainer.model.get_output_embeddings().weight

@@ -147,6 +147,9 @@ def test_class_and_keywords(tmp_path, name, cls):
         "eps": 1e-6,
         "n_clusters": 2,
         "recluster_interval": 0.05,
+        "scale_decay": 0.5,
+        "momentum_sign": "absolute",
+        "labels": "live",
         "embedding_lr_factor": "auto",
         "total_steps": "deferred",
     }

@@ -146,7 +146,7 @@ def test_names_come_from_the_model_in_the_order_of_the_trainers_groups(tmp_path)
     assert len(checkpoint.names) == 16
     for name in checkpoint.names:
         momentum = optimizer.state[model.get_parameter(name)]["exp_avg"].flatten()
-        assert torch.equal(checkpoint.read(name).momentum, momentum)
+        assert torch.equal(checkpoint.read(name).momentum, momentum.abs())
     config.num_hidden_layers = 1  # another model's: no wrong names
     config.save_pretrained(folder)
     assert Checkpoint(folder).names[0] == "parameter 0"

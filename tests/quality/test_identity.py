@@ -15,6 +15,7 @@ from gradscale.quality.cell import Cell
 from gradscale.quality.identity import asked
 from gradscale.quality.study import study_of
 
+FIRST_OPTIONS = {"n_clusters": 3, "scale_decay": 0.9, "momentum_sign": "signed", "labels": "frozen"}
 # A study as it was asked for by the first version, which knew neither Nesterov's momentum nor compiled models.
 FIRST = {
     "model_config": {
@@ -35,7 +36,7 @@ FIRST = {
         "adamw-embedding-8": {"optim": "torch.optim.AdamW", "learning_rates": [2e-3], "rates": {"embedding": 8}},
         "sgg": {
             "optim": "sgg_adamw",
-            "options": {"recluster_interval": 0.06, "global_mda": "clusters", "nesterov": False},
+            "options": {"recluster_interval": 0.06, **FIRST_OPTIONS, "global_mda": "clusters", "nesterov": False},
             "rates": {"embedding": 1},
             "learning_rates": [1e-3],
         },
@@ -69,7 +70,7 @@ def test_keys_that_came_later_count_where_they_are_given():
 
 def test_what_the_first_version_did_is_asked_for_as_it_was_then():
     values = asked(study_of(FIRST), Cell("sgg", 1e-3, 1))
-    assert values["arm"]["options"] == {"recluster_interval": 0.06, "global_mda": "clusters"}
+    assert values["arm"]["options"] == {"recluster_interval": 0.06, "global_mda": "clusters", **FIRST_OPTIONS}
     assert "compile" not in values["arm"]["schedule"] and "micro_batch_size" not in values["arm"]["schedule"]
 
 
@@ -81,17 +82,20 @@ def test_a_preset_is_the_values_that_it_has():
 
 
 def test_a_rate_of_the_embedding_that_the_study_gives_stands_for_the_optimizers_own():
-    assert of()["arm"]["options"] == {"global_mda": "layer", "nesterov": True, "embedding_lr_factor": "auto"}
-    assert of(rates={"embedding": 8})["arm"]["options"] == {"global_mda": "layer", "nesterov": True}
+    own = {"n_clusters": 8, "scale_decay": 0.5, "momentum_sign": "absolute", "labels": "live"}
+    own |= {"global_mda": "layer", "nesterov": True}
+    # "auto" has meant another number before.
+    assert of()["arm"]["options"] == {**own, "embedding_lr_factor": "auto: 16"}
+    assert of(rates={"embedding": 8})["arm"]["options"] == own
     assert of(compile=True)["arm"]["schedule"]["compile"] is True
 
 
 def test_a_default_that_changes_asks_for_new_cells_and_keeps_those_that_said_it_themselves(monkeypatch):
     own = dict(of()["arm"]["options"])
-    before, explicit = of(), of(options={"scale_decay": 0.9})
-    changed = {**PRESETS["default"], "scale_decay": 0.95}
+    before, explicit = of(), of(options={"min_layer_size": 48})
+    changed = {**PRESETS["default"], "min_layer_size": 64}
     monkeypatch.setattr(identity, "PRESETS", {**PRESETS, "default": changed})
-    assert of() != before and of()["arm"]["options"] == {**own, "scale_decay": 0.95}
-    assert of(options={"scale_decay": 0.9}) == explicit
+    assert of() != before and of()["arm"]["options"] == {**own, "min_layer_size": 64}
+    assert of(options={"min_layer_size": 48}) == explicit
     adamw = {**before["arm"], "optim": "torch.optim.AdamW", "options": {}}
     assert of(optim="torch.optim.AdamW") == {**before, "arm": adamw}

@@ -112,7 +112,7 @@ def test_an_optimizer_that_takes_the_model_has_the_studys_decay_and_the_layers_m
         ({"optim": "sgg_muon", "control": "random_labels"}, "control='random_labels' is not allowed: sgg_muon has no"),
         ({"optim": "dgs_adamw", "control": "permuted_scales"}, "control='permuted_scales' is not allowed: dgs_adamw"),
         (
-            {"optim": "sgg_adamw", "control": "random_labels", "options": {"labels": "live"}},
+            {"optim": "sgg_adamw", "control": "random_labels"},  # live by default
             "control='random_labels' is not allowed with labels='live', which leaves it nothing",
         ),
         (

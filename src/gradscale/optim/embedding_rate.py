@@ -11,7 +11,7 @@ from gradscale.options import AUTO, OptionError
 from gradscale.sharding.roster import Roster
 
 # What embedding_lr_factor="auto" is for an input embedding that is no head at the same time: see docs/quality.md.
-EMBEDDING_FACTOR = 8.0
+EMBEDDING_FACTOR = 16.0
 
 
 def embedding_names(module: nn.Module | None, roster: Roster) -> frozenset[str]:

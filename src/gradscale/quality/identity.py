@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gradscale.optim.embedding_rate import EMBEDDING_FACTOR
+from gradscale.options import AUTO
 from gradscale.presets import PRESETS, expanded, takes_presets
 from gradscale.quality.optimizers import own_rates
 from gradscale.quality.study import Arm, Study
@@ -92,5 +94,7 @@ def _meant(arm: Arm) -> dict[str, Any]:
     defaults = {**of_base, **PRESETS["default"], **entry.trainer_defaults, **own_rates(arm)}
     changed = {key: value for key, value in defaults.items() if value != _FIRST_DEFAULTS.get(key, value)}
     meant = {**changed, **expanded(given, beside=entry.options)}
+    if meant.get("embedding_lr_factor") == AUTO:
+        meant["embedding_lr_factor"] = f"{AUTO}: {EMBEDDING_FACTOR:g}"  # it has been another number before
     silent = {name for name in _LATER_OPTIONS if meant.get(name) == _FIRST_DEFAULTS[name]}
     return {key: value for key, value in meant.items() if key not in silent}

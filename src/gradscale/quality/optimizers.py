@@ -111,7 +111,7 @@ def class_and_options(arm: Arm) -> tuple[type[Any], dict[str, Any]]:
         except OptionError as error:
             raise ConfigError(f"{arm.name}: {str(error).replace('--optim_args', 'options')}") from None
         if arm.control is not None:
-            _check_control(arm, {**PRESETS["default"], **options})
+            _check_control(arm, {**PRESETS["default"], **entry.trainer_defaults, **options})
         if "betas" in entry.trainer_fields:
             options.setdefault("betas", arm.schedule.betas)
         return entry.load(), {**entry.trainer_defaults, **own_rates(arm), **options}
