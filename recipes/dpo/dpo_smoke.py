@@ -21,7 +21,7 @@ TEMPLATE = (
 ARGUMENTS = [
     *("--use_cpu", "--bf16", "false", "--dtype", "float32", "--max_steps", "12", "--logging_steps", "1"),
     *("--learning_rate", "1e-2", "--gradient_accumulation_steps", "1", "--per_device_train_batch_size", "8"),
-    *("--optim_args", "n_clusters=2,recluster_interval=0.25,scale_decay=0.99,scale_bounds=[0.1,10]"),
+    *("--optim_args", "preset=paper,grouping=kmeans,n_clusters=2,recluster_interval=0.25"),
     *("--eval_strategy", "no", "--output_dir", "runs/dpo-smoke", "--report_to", "none"),
 ]
 

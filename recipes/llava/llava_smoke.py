@@ -28,7 +28,7 @@ SIZE, PATCH = 16, 8  # pixels
 ARGUMENTS = [
     *("--use_cpu", "--bf16", "false", "--dtype", "float32", "--max_steps", "20", "--logging_steps", "1"),
     *("--learning_rate", "1e-2", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1"),
-    *("--optim_args", "n_clusters=2,recluster_interval=0.25,scale_decay=0.99,scale_bounds=[0.1,10]"),
+    *("--optim_args", "preset=paper,grouping=kmeans,n_clusters=2,recluster_interval=0.25"),
     *("--system_prompt", "A", "--max_new_tokens", "2"),
     *("--output_dir", "runs/llava-smoke", "--report_to", "none"),
 ]
