@@ -207,3 +207,17 @@ def test_the_table_of_options_has_their_defaults():
     named_there = [name for name in TABLE if name in found]
     assert len(named_there) >= 10
     assert {name: found[name] for name in named_there} == {name: shown(DEFAULT[name]) for name in named_there}
+
+
+@pytest.mark.parametrize("name", ["sgg_adamw", "sgg_adam"])
+def test_the_docs_say_what_the_default_is_in_a_trainer(name):
+    defaults = dict(get_entry(name).trainer_defaults)
+    text = DOCS.read_text()
+    options, presets = (text.split(f"## {title}")[1].split("\n## ")[0] for title in ("Options", "Presets"))
+    in_a_trainer = dict(re.findall(r"^\| `(\w+)` \| [^|]+?in a Trainer `?([^|`]+?)`? \|", options, re.MULTILINE))
+    assert in_a_trainer == {key: shown(value) for key, value in defaults.items()}
+    (written,) = re.findall(r'^--optim_args "(.+)"$', presets, re.MULTILINE)
+    assert {**parse_optim_args(written, get_entry(name)), "recluster_interval": 0.05} == defaults
+    (call,) = re.findall(r"`SGGAdamW\(model.parameters\(\), ([^`]+)\)`", presets)
+    given = dict(one.split("=") for one in call.replace('"', "").replace("\n", " ").split(", "))
+    assert {key: given[key] for key in defaults} == {key: shown(value) for key, value in defaults.items()}

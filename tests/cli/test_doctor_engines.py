@@ -129,7 +129,11 @@ NOT_SUPPORTED = {
         "frozen and trained",
     ),
     "blocks of sharded layers": (fsdp(2), ["--optim_args", "grouping=static"], "grouping='static' needs whole layers"),
-    "labels of shards in host memory": (zero(2), ["--optim_args", "labels=frozen,labels_device=cpu"], "labels_device='cpu' needs"),
+    "labels of shards in host memory": (
+        zero(2),
+        ["--optim_args", "labels=frozen,labels_device=cpu"],
+        "labels_device='cpu' needs",
+    ),
     "local checkpoints": (fsdp(1, state_dict_type="LOCAL_STATE_DICT"), [], "LOCAL_STATE_DICT"),
     "a layer class that is not there": (
         fsdp(2, transformer_layer_cls_to_wrap="GPT2Block"),
