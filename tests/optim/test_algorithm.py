@@ -5,12 +5,19 @@ import pytest
 import torch
 
 from gradscale.optim.sgg_adam import SGGAdam, SGGAdamW
+from gradscale.registry import get_entry
 from tests.optim.training import batches, make_model, same_weights, train
 from tests.reference.sgg_reference import ReferenceSGGAdamW
 
+# The groups of the default there; interval and embedding are the test's own.
+IN_A_TRAINER = {
+    name: value
+    for name, value in get_entry("sgg_adamw").trainer_defaults.items()
+    if name not in ("recluster_interval", "embedding_lr_factor")
+}
 VARIANTS = [
     {},
-    {"n_clusters": 8, "momentum_sign": "absolute", "labels": "live"},
+    IN_A_TRAINER,
     {"n_clusters": 2},
     {"scale_decay": 0.0},
     {"scale_bounds": (0.5, 2.0)},
