@@ -141,6 +141,12 @@ SGG: Mapping[str, Option] = MappingProxyType(
             "typical deviation: the median over the MDAs of all clusters of the model, over the deviations of all its "
             "parameters, or of the layer alone, with which its mean ratio is 1",
         ),
+        "scope": Option(
+            Choice(("all", "hidden", "auto")),
+            "all",
+            "which layers are scaled: all of two or more dimensions, or those between the input embedding and the "
+            "output head; auto: hidden where the model is known",
+        ),
         "grouping": Option(
             Choice(("kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none")),
             "kmeans",

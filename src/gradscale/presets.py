@@ -27,6 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "momentum_sign": "signed",
                 "labels": "frozen",
                 "global_mda": "parameters",
+                "scope": "all",
                 "grouping": "minibatch_kmeans",
                 "static_block": None,
                 "statistic": "mda",

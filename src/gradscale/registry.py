@@ -66,6 +66,7 @@ _SGG_ADAM_TRAINER_DEFAULTS = MappingProxyType(
         "scale_decay": 0.5,
         "momentum_sign": "absolute",
         "labels": "live",
+        "scope": AUTO,
         "embedding_lr_factor": AUTO,
     }
 )

@@ -95,7 +95,8 @@ def test_training_equals_one_process(single, engine):
 
 def test_names_of_layers(engine):
     names = engine.whole[0]["run"]["layers"]
-    assert len(names) == 16 and names[0] == "model.embed_tokens.weight" and "lm_head.weight" in names
+    # Hidden layers only, whatever the engine calls its parameters.
+    assert len(names) == 14 and names[0] == "model.layers.0.self_attn.q_proj.weight" and "lm_head.weight" not in names
     if isinstance(lora := engine.whole[0].get("lora"), dict):
         assert len(lora["layers"]) == 4 and all("q_proj.lora_" in name for name in lora["layers"])
 

@@ -150,6 +150,7 @@ def test_class_and_keywords(tmp_path, name, cls):
         "scale_decay": 0.5,
         "momentum_sign": "absolute",
         "labels": "live",
+        "scope": "auto",
         "embedding_lr_factor": "auto",
         "total_steps": "deferred",
     }

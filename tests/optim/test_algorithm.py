@@ -13,7 +13,7 @@ from tests.reference.sgg_reference import ReferenceSGGAdamW
 IN_A_TRAINER = {
     name: value
     for name, value in get_entry("sgg_adamw").trainer_defaults.items()
-    if name not in ("recluster_interval", "embedding_lr_factor")
+    if name not in ("recluster_interval", "scope", "embedding_lr_factor")
 }
 VARIANTS = [
     {},

@@ -36,7 +36,13 @@ FIRST = {
         "adamw-embedding-8": {"optim": "torch.optim.AdamW", "learning_rates": [2e-3], "rates": {"embedding": 8}},
         "sgg": {
             "optim": "sgg_adamw",
-            "options": {"recluster_interval": 0.06, **FIRST_OPTIONS, "global_mda": "clusters", "nesterov": False},
+            "options": {
+                "recluster_interval": 0.06,
+                **FIRST_OPTIONS,
+                "scope": "all",
+                "global_mda": "clusters",
+                "nesterov": False,
+            },
             "rates": {"embedding": 1},
             "learning_rates": [1e-3],
         },
@@ -82,7 +88,7 @@ def test_a_preset_is_the_values_that_it_has():
 
 
 def test_a_rate_of_the_embedding_that_the_study_gives_stands_for_the_optimizers_own():
-    own = {"n_clusters": 8, "scale_decay": 0.5, "momentum_sign": "absolute", "labels": "live"}
+    own = {"n_clusters": 8, "scale_decay": 0.5, "momentum_sign": "absolute", "labels": "live", "scope": "auto"}
     own |= {"global_mda": "layer", "nesterov": True}
     # "auto" has meant another number before.
     assert of()["arm"]["options"] == {**own, "embedding_lr_factor": "auto: 16"}

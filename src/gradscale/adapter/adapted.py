@@ -27,6 +27,7 @@ from gradscale.adapter.traits import Traits, traits_of
 from gradscale.optim.kernels.choice import StepKernel
 from gradscale.optim.layer_rows import KEY
 from gradscale.optim.members import Member, MemberTable
+from gradscale.optim.model_ends import end_names, which_layers
 from gradscale.optim.param_groups import group_members, names_of
 from gradscale.optim.rule import Scaler
 from gradscale.optim.scaled import ScaledOptimizer
@@ -70,6 +71,11 @@ class Adapted(Optimizer):
             raise OptionError(f"{name} cannot wrap {type(base_optimizer).__name__}, which scales its updates already")
         if module is not None and not isinstance(module, nn.Module):
             raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
+        if "scope" in options:
+            options = {
+                **options,
+                "scope": which_layers(options["scope"], module),
+            }
         self._options = OptionViews(self.prefix, self.scaler, options, self.own_options)
         # Before anything is changed: groups may say something of their own, and no optimizer may be left half wrapped.
         checked = [self._options.checked(group) for group in base_optimizer.param_groups]
@@ -86,13 +92,16 @@ class Adapted(Optimizer):
         names = names_of(module)
         for group in base_optimizer.param_groups:
             self._roster.add_group(group, [(given or names.get(p), p) for given, p in group_members(group)])
+        self._end_names = end_names(module, self._roster)
         self._reset()
 
     def _make_own_state(self) -> OwnState:
         return OwnState(self.prefix, self.scaler)
 
     def _reset(self) -> None:
-        self._table = MemberTable(self._roster, self.scaler, self._options.of, tuple(self.own_options))
+        self._table = MemberTable(
+            self._roster, self.scaler, self._options.of, tuple(self.own_options), ends=self._end_names
+        )
         self._kernel = StepKernel("auto", type(self).__name__)
         self._alone = OneTensor(self.base_optimizer) if self.base_optimizer is not None else None
         self._parts = PartsOfAStep()
@@ -321,6 +330,7 @@ class Adapted(Optimizer):
             "defaults": self.defaults,
             "_traits": self._traits,
             "_options": self._options,
+            "_end_names": self._end_names,
             "_own": self._own.by_place(self.param_groups),
             "_roster": self._roster.of_groups(self.param_groups),
         }

@@ -109,6 +109,8 @@ def constructor_options(args: Any, entry: OptimizerEntry) -> dict[str, Any]:
             values = tuple(getattr(args, name) for name in fields)
             label = "/".join(fields)
             options[keyword] = _check_field(label, values if len(fields) > 1 else values[0], entry.options[keyword])
+    if args.optim_target_modules is not None and "scope" in options:
+        options["scope"] = "all"  # that are chosen
     options |= given
     for check in entry.checks:
         try:

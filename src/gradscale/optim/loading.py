@@ -36,6 +36,7 @@ class StateLoading(Optimizer):
     _held: list[Turn]  # updates whose momentum is up to date and that wait for a grouping
     _ungrouped: set[int]  # ids of tensors whose state an engine brought back without groups
     _embedding_names: frozenset[str]  # of the layer that embedding_lr_factor is for
+    _end_names: frozenset[str]  # of those that are no hidden layers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load state as saved by `state_dict()`, or by the plain base optimizer (whose layers then start ungrouped).
@@ -77,6 +78,7 @@ class StateLoading(Optimizer):
             others=(*COMMON, *self.base.options),
             adapts=self.base.adapts,
             rated=self._embedding_names,
+            ends=self._end_names,
         )
         self._held = []
         self._ungrouped = set()
@@ -151,7 +153,8 @@ class StateLoading(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         roster = self._roster.of_groups(self.param_groups)
         kept = {"_roster": roster, "_report": self._report, "_kernel": self._kernel.choice}
-        return {**super().__getstate__(), **kept, "_embedding_names": self._embedding_names}
+        names = {"_embedding_names": self._embedding_names, "_end_names": self._end_names}
+        return {**super().__getstate__(), **kept, **names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take state from loading, unpickling or copying; options that an older version did not know get defaults."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradscale.optim.model_ends import HIDDEN
 from gradscale.optim.placement import refuse_sharded
 from gradscale.optim.rule import Group, Layer, Scaler, State
 from gradscale.sharding import engines
@@ -94,6 +95,7 @@ class MemberTable:
         others: Sequence[str] = (),
         adapts: Callable[[torch.Size, Group], bool] | None = None,
         rated: Collection[str] = (),
+        ends: Collection[str] = (),
     ) -> None:
         """Make the table.
 
@@ -104,9 +106,11 @@ class MemberTable:
             others: options besides the scaler's that decide what state there is.
             adapts: see `BaseRule.adapts`; None where no layer has a trust ratio of its update.
             rated: names of layers that have a learning rate of their own.
+            ends: names of input embedding and output head, which `scope="hidden"` leaves alone.
         """
         self._adapts = adapts
         self._rated = frozenset(rated)
+        self._ends = frozenset(ends)
         self._roster = roster
         self._scaler = scaler
         self._options_of = options_of
@@ -177,7 +181,10 @@ class MemberTable:
         member = known.member
         if member is None or member.group is not options or known.options != values:
             segments, adapts = known.view.segments, self._adapts
-            scaled = tuple([segment for segment in segments if self._scaler.scales(segment.shape, options)])
+            left = self._ends if options.get("scope") == HIDDEN else ()
+            scaled = tuple(
+                [one for one in segments if one.name not in left and self._scaler.scales(one.shape, options)]
+            )
             if scaled:
                 refuse_sharded(known.view, param.device, options)
             adapted = [i for i, one in enumerate(segments) if adapts is not None and adapts(one.shape, options)]

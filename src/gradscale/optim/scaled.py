@@ -9,8 +9,9 @@ from typing import Any, Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
-from gradscale.optim.embedding_rate import embedding_factor, embedding_names
+from gradscale.optim.embedding_rate import embedding_factor
 from gradscale.optim.kernels.choice import StepKernel
+from gradscale.optim.model_ends import embedding_names, end_names, which_layers
 from gradscale.optim.param_groups import (
     as_list,
     group_members,
@@ -55,7 +56,7 @@ class ScaledOptimizer(StepLoop):
             params: tensors, (name, tensor) pairs, or param groups of them.
             defaults: every option of base and scaler, by name.
             module: the model, for parameter names and `target_modules`.
-            target_modules: which modules' layers are scaled; None scales all.
+            target_modules: which modules' layers are scaled; None scales all that `scope` does not leave alone.
             embedding_lr_factor: what the learning rate of the input embedding is multiplied by, or "auto".
             switches: `foreach` and its kind, which have nothing to switch.
             kernel: how the step runs: "auto", "compiled" or "eager".
@@ -71,6 +72,9 @@ class ScaledOptimizer(StepLoop):
         factor = check_option("embedding_lr_factor", embedding_lr_factor, STEP["embedding_lr_factor"])
         factor = embedding_factor(factor, module)
         self._embedding_names: frozenset[str] = frozenset()
+        self._end_names: frozenset[str] = frozenset()
+        if "scope" in defaults:
+            defaults = {**defaults, "scope": which_layers(defaults["scope"], module)}
         self._roster = Roster()
         self._reset_engine_caches()
         # Weakly: it would keep parameters alive that an engine replaces. For names, also of adapters that join later.
@@ -79,6 +83,7 @@ class ScaledOptimizer(StepLoop):
         super().__init__(params, self._checked({**defaults, "embedding_lr_factor": factor, "scaled": True}))
         check_pools_anything(self.param_groups, self._roster.names())
         self._embedding_names = embedding_names(module, self._roster)
+        self._end_names = end_names(module, self._roster)
         self._reset_engine_caches()
 
     @property
@@ -117,6 +122,10 @@ class ScaledOptimizer(StepLoop):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         if takes_presets(self.scaler.options):
             param_group = expanded(param_group, beside=self.base.options)
+        module = getattr(self, "_module", None)  # an optimizer that was copied or unpickled has none
+        module = None if module is None else module()
+        if "scope" in param_group:
+            param_group = {**param_group, "scope": which_layers(param_group["scope"], module)}
         checked = self._checked({**self.defaults, **param_group})
         group = {key: checked[key] for key in param_group}
         if not isinstance(group["params"], set):  # torch has its own word on sets
@@ -129,8 +138,7 @@ class ScaledOptimizer(StepLoop):
                     )
                 if isinstance(tensor, Tensor) and tensor.dtype not in _DTYPES:
                     raise ValueError(f"{type(self).__name__} does not support parameters in {tensor.dtype}")
-        module = getattr(self, "_module", None)  # an optimizer that was copied or unpickled has none
-        names = names_of(None if module is None else module())
+        names = names_of(module)
         check_pool_names(checked, named_tensors(group["params"], names))
         group["steps"] = max((int(other["steps"]) for other in self.param_groups), default=0)
         super().add_param_group(group)

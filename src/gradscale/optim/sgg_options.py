@@ -23,6 +23,7 @@ class SGGOptions(TypedDict, total=False):
     momentum_sign: Literal["signed", "absolute"]
     labels: Literal["frozen", "live"]
     global_mda: Literal["clusters", "parameters", "layer"]
+    scope: Literal["all", "hidden", "auto"]
     grouping: Literal["kmeans", "layer", "static", "minibatch_kmeans", "gmm", "dbscan", "none"]
     static_block: int | None
     statistic: Literal["mda", "mean", "variance", "variance_sign", "l2", "mad", "none"]

@@ -40,6 +40,7 @@ _FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "momentum_sign": "signed",
         "labels": "frozen",
         "global_mda": "clusters",
+        "scope": "all",
         "grouping": "kmeans",
         "static_block": None,
         "statistic": "mda",
@@ -51,7 +52,7 @@ _FIRST_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     }
 )
 # Of these, options that came later: those that are what they were before they came say nothing.
-_LATER_OPTIONS = ("nesterov", "embedding_lr_factor")
+_LATER_OPTIONS = ("nesterov", "embedding_lr_factor", "scope")
 
 
 def asked(study: Study, cell: Cell) -> Any:
