@@ -14,6 +14,7 @@ from gradscale.adapter.sgg import SGG
 from gradscale.integrations.trainer_patch import optimizer_class_and_kwargs
 from gradscale.integrations.training_args_patch import check_training_args
 from gradscale.optim.members import Member
+from gradscale.optim.model_ends import HIDDEN
 from gradscale.optim.param_groups import group_members
 from gradscale.optim.scaled import ScaledOptimizer
 from gradscale.registry import OptimizerEntry
@@ -115,7 +116,7 @@ def make_plan(model: nn.Module, entry: OptimizerEntry, arguments: Any) -> Plan:
         if group is not None:
             member = optimizer._table.member(param, optimizer.param_groups[group], group, place)
         also = tuple(other for other in names[id(param)] if other != name)
-        parameters.append(Planned(name, param, member, group, also, _why_not(param, member)))
+        parameters.append(Planned(name, param, member, group, also, _why_not(param, member, optimizer._end_names)))
     return Plan(optimizer, parameters, _options_of(optimizer, entry, kwargs))
 
 
@@ -140,8 +141,14 @@ def _trainer_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _why_not(param: torch.Tensor, member: Member | None) -> str | None:
-    """Why a parameter is not scaled, in words; whether it is, is the scaler's decision alone."""
+def _why_not(param: torch.Tensor, member: Member | None, ends: frozenset[str]) -> str | None:
+    """Why a parameter is not scaled, in words; whether it is, has been decided.
+
+    Args:
+        param: the parameter.
+        member: as the optimizer sees it; None if it is frozen.
+        ends: names of the model's input embedding and output head.
+    """
     if member is None:
         return "frozen"
     group: Mapping[str, Any] = member.group
@@ -156,4 +163,7 @@ def _why_not(param: torch.Tensor, member: Member | None) -> str | None:
     for name in ("grouping", "statistic"):
         if group.get(name) == "none":
             return f"{name}=none"
-    return "n_clusters=1" if group["n_clusters"] == 1 else "by its options"
+    if group["n_clusters"] == 1:
+        return "n_clusters=1"
+    at_an_end = any(segment.name in ends for segment in member.view.segments)
+    return "scope=hidden" if group.get("scope") == HIDDEN and at_an_end else "by its options"
