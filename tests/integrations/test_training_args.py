@@ -15,6 +15,7 @@ from transformers.training_args import OptimizerNames
 
 from gradscale import OptionError, SGGAdam, SGGAdamW
 from gradscale.integrations.registration import failures
+from gradscale.integrations.training_args_patch import constructor_options
 from gradscale.registry import REGISTRY
 
 
@@ -157,6 +158,14 @@ def test_class_and_keywords(tmp_path, name, cls):
     # As other trainers do: groups of their own, no model.
     optimizer = chosen([{"params": [torch.nn.Parameter(torch.ones(2, 2))], "weight_decay": 0.1}], **kwargs)
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(("given", "scope"), [(None, "all"), ("n_clusters=2", "all"), ("scope=hidden", "hidden")])
+def test_layers_that_are_chosen_are_scaled_whichever_they_are(tmp_path, given, scope):
+    chosen = build(tmp_path, optim_args=given, optim_target_modules="lm_head,q_proj")
+    assert constructor_options(chosen, REGISTRY["sgg_adamw"])["scope"] == scope
+    every = constructor_options(build(tmp_path, optim_args=given), REGISTRY["sgg_adamw"])["scope"]
+    assert every == ("hidden" if given == "scope=hidden" else "auto")
 
 
 def test_run_length_interval_and_model(tmp_path):

@@ -62,7 +62,7 @@ class SGG(Adapted):
     Args:
         base_optimizer: the optimizer, made of the parameters to train. It must not be stepped apart from this one.
         n_clusters, recluster_interval, scale_decay, scale_bounds, momentum_sign, labels, global_mda, grouping,
-            static_block, statistic, labels_device, pool, min_layer_size, total_steps, preset: see `SGGAdamW`.
+            scope, static_block, statistic, labels_device, pool, min_layer_size, total_steps, preset: see `SGGAdamW`.
         kept_momentum: what is grouped where the base keeps no momentum: "mean", a running mean of the gradient with a
             decay of 0.9, kept here (4 bytes per element), or "gradient", that of the step of the grouping (no memory).
         module: the model, for names of layers in reports.
