@@ -59,9 +59,9 @@ class SGGAdamW(ScaledOptimizer):
         grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer);
             "static" takes blocks of `static_block` rows (a scale per block); "minibatch_kmeans", "gmm" and "dbscan" are
             scikit-learn's (slow); "none" leaves AdamW as it is.
-        scope: which layers are scaled: "all" of two or more dimensions, or the "hidden" ones between the input embedding and
-            the output head of `module`, which it needs; "auto", the default in a Trainer, is "hidden" with a module and
-            "all" without: see `gradscale.optim.model_ends`.
+        scope: which layers are scaled: "all" of two or more dimensions, or the "hidden" ones between the input embedding
+            and the output head of `module`, which it needs; "auto", the default in a Trainer, is "hidden" with a module
+            and "all" without: see `gradscale.optim.model_ends`.
         static_block: rows in a block, such as those of a head; None is 1.
         statistic: what of a cluster is compared with the model's: "mda" (the paper's choice), "mean", "variance",
             "variance_sign", "l2" or "mad", see `gradscale.scalers.statistics`; "none" leaves AdamW as it is.
@@ -82,9 +82,9 @@ class SGGAdamW(ScaledOptimizer):
         target_modules: scale only the layers of these modules: a list of substrings of module names, a regular
             expression that matches a whole name, or "all-linear".
         embedding_lr_factor: what the learning rate of the input embedding of `module` is multiplied by (and with it its
-            weight decay); a head that is tied to it goes along. "auto", the default in a Trainer, is 16, and 1 where the
-            head is tied or nothing is known of an embedding: see `gradscale.optim.embedding_rate`. A param group may
-            have a number of its own.
+            weight decay); a head that is tied to it goes along. "auto", the default in a Trainer, is 16, and 1 where
+            the head is tied or nothing is known of an embedding: see `gradscale.optim.embedding_rate`. A param group
+            may have a number of its own.
 
     Raises:
         OptionError: (a ValueError) an option is out of range; the message says what is allowed.
