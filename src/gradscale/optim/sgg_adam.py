@@ -59,8 +59,8 @@ class SGGAdamW(ScaledOptimizer):
         grouping: "kmeans" makes K clusters per layer; "layer" takes each whole layer as one (a scale per layer);
             "static" takes blocks of `static_block` rows (a scale per block); "minibatch_kmeans", "gmm" and "dbscan" are
             scikit-learn's (slow); "none" leaves AdamW as it is.
-        scope: which layers are scaled: "all" of two or more dimensions, or the "hidden" ones between the input embedding
-            and the output head of `module`, which it needs; "auto", the default in a Trainer, is "hidden" with a module
+        scope: which layers are scaled: "all" of two or more dimensions, or the "hidden" ones between input embedding
+            and output head of `module`, which it needs; "auto", the default in a Trainer, is "hidden" with a module
             and "all" without: see `gradscale.optim.model_ends`.
         static_block: rows in a block, such as those of a head; None is 1.
         statistic: what of a cluster is compared with the model's: "mda" (the paper's choice), "mean", "variance",
