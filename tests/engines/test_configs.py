@@ -69,10 +69,10 @@ def test_every_engine_has_its_configurations():
     assert all(f"`{name}.yaml`" in table for name in names)
 
 
-def start(command, *arguments, **environment):
+def start(command, script, *arguments, **environment):
     inherited = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, command), *map(str, arguments), *ARGUMENTS],
+        [sys.executable, "-m", *map(str, (*command, script, *ARGUMENTS, *arguments))],
         cwd=ROOT,
         env={**inherited, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
@@ -183,9 +183,11 @@ def test_fsdp2_under_torchrun_without_a_config(tmp_path):
     config = tmp_path / "fsdp.json"
     config.write_text(json.dumps({"version": 2, "state_dict_type": "FULL_STATE_DICT"}))
     torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "gradscale.run")
-    process = start(torchrun, SHARDED_CLM, "--output_dir", tmp_path, "--fsdp", "--fsdp_config", config)
+    frozen = ("--optim_args", "recluster_interval=0.5,labels=frozen")
+    process = start(torchrun, SHARDED_CLM, "--output_dir", tmp_path, "--fsdp", "--fsdp_config", config, *frozen)
     assert result(process) == {"optimizer": "SGGAdamW", "world": 2}
     assert sgg_steps(tmp_path) == [2, 4]
     state = torch.load(tmp_path / "checkpoint-4" / "optimizer.bin", weights_only=True)["state"]
-    embedding = state["model.embed_tokens.weight"]
-    assert embedding["labels"].dtype == torch.uint8 and embedding["labels"].shape == embedding["exp_avg"].shape
+    layer = state["model.layers.0.self_attn.q_proj.weight"]
+    assert layer["labels"].dtype == torch.uint8 and layer["labels"].shape == layer["exp_avg"].shape
+    assert set(state["model.embed_tokens.weight"]) == {"step", "exp_avg", "exp_avg_sq"}  # the base's alone
