@@ -119,6 +119,23 @@ def test_a_param_group_may_say_it_for_itself():
     assert len(bare.param_groups) == 1
 
 
+def test_a_param_group_of_the_adapter_may_say_it_for_itself():
+    torch.manual_seed(0)
+    model = Model()
+    groups = [
+        {"params": [model.tokens.weight, model.first.weight], "sgg_scope": "auto"},
+        {"params": [model.head.weight], "sgg_scope": "hidden"},
+    ]
+    optimizer = gradscale.SGG(torch.optim.AdamW(groups, lr=1e-2), module=model, recluster_interval=2)
+    optimizer.add_param_group({"params": [model.second.weight], "sgg_scope": "hidden"})
+    train(model, optimizer)
+    assert names(optimizer) == HIDDEN and {group["sgg_scope"] for group in optimizer.param_groups} == {"hidden"}
+    bare = gradscale.SGG(torch.optim.AdamW([model.first.weight]))
+    with pytest.raises(OptionError, match="scope='hidden' needs module="):
+        bare.add_param_group({"params": [model.second.weight], "sgg_scope": "hidden"})
+    assert len(bare.param_groups) == 1
+
+
 @pytest.mark.parametrize("cls", [SGGAdamW, gradscale.SGG])
 def test_copies_and_checkpoints_leave_them_out_as_well(cls):
     model, optimizer = make(cls, scope="hidden")

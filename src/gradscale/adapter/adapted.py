@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -71,14 +72,13 @@ class Adapted(Optimizer):
             raise OptionError(f"{name} cannot wrap {type(base_optimizer).__name__}, which scales its updates already")
         if module is not None and not isinstance(module, nn.Module):
             raise OptionError(f"module={module!r} is not allowed: expected a torch.nn.Module")
-        if "scope" in options:
-            options = {
-                **options,
-                "scope": which_layers(options["scope"], module),
-            }
+        if "scope" in options and "scope" in self.scaler.options:
+            options = {**options, "scope": which_layers(options["scope"], known=module is not None)}
         self._options = OptionViews(self.prefix, self.scaler, options, self.own_options)
+        # Weakly: it would keep parameters alive that an engine replaces.
+        self._module = None if module is None else weakref.ref(module)
         # Before anything is changed: groups may say something of their own, and no optimizer may be left half wrapped.
-        checked = [self._options.checked(group) for group in base_optimizer.param_groups]
+        checked = [self._checked(group) for group in base_optimizer.param_groups]
         traits = [traits_of(base_optimizer, group) for group in base_optimizer.param_groups]
         # torch's constructor wants parameters. It gets one that is forgotten as soon as the base is there.
         super().__init__([nn.Parameter(torch.empty(1))], {})
@@ -94,6 +94,17 @@ class Adapted(Optimizer):
             self._roster.add_group(group, [(given or names.get(p), p) for given, p in group_members(group)])
         self._end_names = end_names(module, self._roster)
         self._reset()
+
+    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return the adapter's options of a param group, checked, with layers that depend on the model decided."""
+        name = f"{self.prefix}scope"
+        if name in group and "scope" in self.scaler.options:
+            group = {**group, name: which_layers(group[name], known=self._model() is not None)}
+        return self._options.checked(group)
+
+    def _model(self) -> nn.Module | None:
+        module = getattr(self, "_module", None)  # an adapter that was copied or unpickled has none
+        return None if module is None else module()
 
     def _make_own_state(self) -> OwnState:
         return OwnState(self.prefix, self.scaler)
@@ -158,7 +169,7 @@ class Adapted(Optimizer):
         if self.base_optimizer is None:
             return super().add_param_group(param_group)
         base = self.base_optimizer
-        own = self._options.checked(param_group)
+        own = self._checked(param_group)
         own[f"{self.prefix}steps"] = max((int(group[f"{self.prefix}steps"]) for group in self.param_groups), default=0)
         base.add_param_group({**param_group, **own})
         added = base.param_groups[-1]
@@ -168,7 +179,8 @@ class Adapted(Optimizer):
         except OptionError:
             base.param_groups.pop()
             raise
-        self._roster.add_group(added, group_members(added))
+        names = names_of(self._model())
+        self._roster.add_group(added, [(given or names.get(p), p) for given, p in group_members(added)])
         return None
 
     @torch.no_grad()

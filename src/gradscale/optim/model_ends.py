@@ -39,16 +39,16 @@ def end_names(module: nn.Module | None, roster: Roster) -> frozenset[str]:
     return embedding_names(module, roster) | _names(module, "get_output_embeddings", roster)
 
 
-def which_layers(scope: Any, module: nn.Module | None) -> str:
+def which_layers(scope: Any, *, known: bool) -> str:
     """Return which layers are scaled: "auto" is "hidden" where the model is known, else "all".
 
     Raises:
-        OptionError: it is something else, or "hidden" without a module: nobody knows which layers these are.
+        OptionError: it is something else, or "hidden" of an unknown model: nobody knows which layers these are.
     """
     checked = check_option("scope", scope, SGG["scope"])
-    if checked == HIDDEN and module is None:
+    if checked == HIDDEN and not known:
         raise OptionError(f"scope={checked!r} needs module=, the model whose embedding and head are left out")
-    return (ALL if module is None else HIDDEN) if checked == AUTO else str(checked)
+    return (HIDDEN if known else ALL) if checked == AUTO else str(checked)
 
 
 def _names(module: nn.Module | None, find: str, roster: Roster) -> frozenset[str]:

@@ -74,7 +74,7 @@ class ScaledOptimizer(StepLoop):
         self._embedding_names: frozenset[str] = frozenset()
         self._end_names: frozenset[str] = frozenset()
         if "scope" in defaults:
-            defaults = {**defaults, "scope": which_layers(defaults["scope"], module)}
+            defaults = {**defaults, "scope": which_layers(defaults["scope"], known=module is not None)}
         self._roster = Roster()
         self._reset_engine_caches()
         # Weakly: it would keep parameters alive that an engine replaces. For names, also of adapters that join later.
@@ -125,7 +125,7 @@ class ScaledOptimizer(StepLoop):
         module = getattr(self, "_module", None)  # an optimizer that was copied or unpickled has none
         module = None if module is None else module()
         if "scope" in param_group:
-            param_group = {**param_group, "scope": which_layers(param_group["scope"], module)}
+            param_group = {**param_group, "scope": which_layers(param_group["scope"], known=module is not None)}
         checked = self._checked({**self.defaults, **param_group})
         group = {key: checked[key] for key in param_group}
         if not isinstance(group["params"], set):  # torch has its own word on sets
