@@ -4,6 +4,7 @@ The ranks are forked from a server that has imported everything once. So a launc
 (a run, its death, its resume, each in new processes) fit into a short test.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -53,6 +54,7 @@ def _rank(rank, world_size, port, folder, function, args):
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    gc.freeze()  # what the server has imported: the Trainer collects garbage at every start, and here are many
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo")
