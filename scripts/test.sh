@@ -19,8 +19,8 @@ trap 'rm -rf "$logs"; [ -z "$compat" ] || kill "$compat" 2>/dev/null || true' EX
 PYTHON="$bin/python" WORKERS=1 bash scripts/test_compat.sh >"$logs/compat" 2>&1 &
 compat=$!
 compat_status=0 suite_status=0
-# Three workers, a file in one of them.
-"$bin/python" -m pytest -n 3 --dist loadfile "$@" | tee "$logs/suite" || suite_status=$?
+# Four workers, a file in one of them: with two cores some wait while others compute.
+"$bin/python" -m pytest -n 4 --dist loadfile "$@" | tee "$logs/suite" || suite_status=$?
 wait "$compat" || compat_status=$?
 compat=""
 printf '\nOlder transformers:\n'
